@@ -1,0 +1,229 @@
+"""A submission's embeddings of whole collections: from the cache, or from its worker, which starts when first needed.
+
+The unit of caching is one tower over one list of items. Its key hashes everything the vectors depend on: the weights
+that were loaded, every item, shift and seed, batch plan, device, dtype and library versions. So an image shift
+encodes images only, a text shift captions only, and the clean side is encoded once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float
+
+from bench.errors import ProtocolError, SubmissionError
+from bench.feed import Pixels, Prepare, feed_batches
+from bench.records import digest_of
+from bench.store import write_atomic
+from bench.submission import Submission
+from bench.types import Image
+from bench.worker.host import Loaded, Worker, WorkerSettings
+
+Progress = Callable[[int], None]
+Item = TypeVar("Item")
+_CACHE_VERSION = 1
+_RECENT = 4
+_log = logging.getLogger("rove")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One tower's output for one list of items.
+
+    Args:
+        vectors: as the submission returned them, (n_items, dim) float32, finite and never zero.
+        fed_sha256: what it was fed: pixels or captions, in the order of the items.
+        ms_per_item: median over batches, in milliseconds.
+        cached: whether it was read from the cache in this run.
+    """
+
+    vectors: Float[np.ndarray, "n_items dim"]
+    fed_sha256: str
+    ms_per_item: float
+    cached: bool
+
+
+class Embedder:
+    """Encodes collections with one submission; a context manager, since it may hold a worker."""
+
+    def __init__(self, submission: Submission, settings: WorkerSettings, cache: Path, batch_size: int) -> None:
+        self._submission, self._settings = submission, settings
+        self._cache, self._batch_size = cache, batch_size
+        self._worker: Worker | None = None
+        self._loaded: Loaded | None = None
+        self._recent: dict[str, Embedded] = {}
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def loaded(self) -> Loaded:
+        """What was loaded; starts the worker if that has not happened yet."""
+        return self._loaded or self._running().loaded
+
+    def close(self) -> None:
+        """Ends the worker, if there is one."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
+
+    def images(self, images: Sequence[Image], prepare: Prepare, identity: object, progress: Progress) -> Embedded:
+        """Embeddings of `images` after `prepare`; `identity` is what, beside the images, decides the pixels.
+
+        Raises:
+            SubmissionError: the submission failed; the next call starts it afresh.
+            InputError: an image cannot be decoded.
+        """
+        key = self._key("images", [(image.id, image.sha256) for image in images], identity)
+
+        def encode(order: np.ndarray) -> Embedded:
+            digests: list[bytes] = []
+
+            def call(batch: list[Pixels]) -> np.ndarray:
+                digests.extend(pixels.sha256 for pixels in batch)
+                return self._running().encode_images([pixels.array for pixels in batch])
+
+            batches = feed_batches([images[i] for i in order], prepare, self._batch_size)
+            vectors, ms = _encode_all(batches, call, progress)
+            back = np.argsort(order)
+            fed = hashlib.sha256(b"".join(digests[i] for i in back)).hexdigest()
+            return Embedded(_checked(vectors, "encode_images")[back], fed, ms, cached=False)
+
+        return self._cached(key, len(images), encode)
+
+    def texts(self, texts: Sequence[str], identity: object, progress: Progress) -> Embedded:
+        """Embeddings of `texts`; equal texts are encoded once.
+
+        Raises:
+            SubmissionError: the submission failed; the next call starts it afresh.
+        """
+        key = self._key("texts", list(texts), identity)
+        place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
+        unique = list(place)
+
+        def encode(order: np.ndarray) -> Embedded:
+            shuffled = [unique[i] for i in order]
+            batches = (shuffled[i : i + self._batch_size] for i in range(0, len(shuffled), self._batch_size))
+            vectors, ms = _encode_all(batches, lambda batch: self._running().encode_texts(batch), progress)
+            rows = np.argsort(order)[[place[text] for text in texts]]
+            return Embedded(_checked(vectors, "encode_texts")[rows], digest_of(list(texts)), ms, cached=False)
+
+        return self._cached(key, len(unique), encode)
+
+    def _key(self, tower: str, items: object, identity: object) -> str:
+        loaded = self.loaded
+        return digest_of(
+            _CACHE_VERSION,
+            tower,
+            self._submission.fingerprint(),
+            loaded.weights_sha256,
+            loaded.versions,
+            loaded.device_name,
+            self._settings.dtype,
+            self._batch_size,
+            identity,
+            items,
+        )
+
+    def _cached(self, key: str, n_items: int, encode: Callable[[np.ndarray], Embedded]) -> Embedded:
+        found = self._recent.get(key) or _read(self._cache, key)
+        if found is None:
+            order = np.random.Generator(np.random.Philox(int(key[:32], 16))).permutation(n_items)
+            try:
+                found = encode(order)
+            except SubmissionError:
+                self.close()
+                raise
+            _write(self._cache, key, found)
+        self._recent[key] = replace(found, cached=True)
+        while len(self._recent) > _RECENT:
+            del self._recent[next(iter(self._recent))]
+        return found
+
+    def _running(self) -> Worker:
+        if self._worker is None:
+            self._worker = Worker(self._submission, self._settings)
+            self._check_same_weights(self._worker.loaded)
+        return self._worker
+
+    def _check_same_weights(self, loaded: Loaded) -> None:
+        if self._loaded is not None and self._loaded.weights_sha256 != loaded.weights_sha256:
+            raise ProtocolError(
+                f"{self._submission.name} loaded other weights than before; expected the same each time."
+            )
+        self._loaded = loaded
+
+
+def _encode_all(
+    batches: Iterable[list[Item]], call: Callable[[list[Item]], np.ndarray], progress: Progress
+) -> tuple[np.ndarray, float]:
+    """All embeddings, and the median over batches of the milliseconds per item."""
+    parts, times = [], []
+    for batch in batches:
+        started = time.perf_counter_ns()
+        parts.append(call(batch))
+        times.append((time.perf_counter_ns() - started) / 1e6 / len(batch))
+        progress(len(batch))
+    dims = {part.shape[1] for part in parts}
+    if len(dims) > 1:
+        raise ProtocolError(f"embeddings have {sorted(dims)} dimensions; expected one number for all batches.")
+    return np.concatenate(parts), statistics.median(times)
+
+
+def _checked(vectors: np.ndarray, function: str) -> np.ndarray:
+    """`vectors`, if every one has a direction; rows are named in the order that the submission saw."""
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1))
+    if bad.size:
+        kind = "zero" if np.isfinite(vectors[bad[0]]).all() else "not finite"
+        raise ProtocolError(
+            f"{function} returned a vector that is {kind} (item {bad[0]} of {len(vectors)}, {bad.size} in all); "
+            "expected finite vectors with a direction. See submissions/README.md."
+        )
+    return vectors
+
+
+def _write(folder: Path, key: str, embedded: Embedded) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, embedded.vectors)
+    data = buffer.getvalue()
+    facts = {"sha256": hashlib.sha256(data).hexdigest(), "fed": embedded.fed_sha256, "ms": embedded.ms_per_item}
+    write_atomic(_array_path(folder, key), data)
+    write_atomic(_array_path(folder, key).with_suffix(".json"), json.dumps(facts).encode())
+
+
+def _read(folder: Path, key: str) -> Embedded | None:
+    """What was written under `key`; damaged files are set aside and reported."""
+    path = _array_path(folder, key)
+    try:
+        facts, data = json.loads(path.with_suffix(".json").read_bytes()), path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+            raise ValueError("its sha256 differs")
+        vectors = np.load(io.BytesIO(data), allow_pickle=False)
+        return Embedded(vectors, facts["fed"], facts["ms"], cached=True)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        _log.warning("cached embeddings %s are damaged (%s): set aside as .bad and computed again", path, error)
+        if path.exists():
+            path.replace(path.with_suffix(".bad"))
+        return None
+
+
+def _array_path(folder: Path, key: str) -> Path:
+    return folder / "embeddings" / key[:2] / f"{key}.npy"

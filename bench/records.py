@@ -1,0 +1,241 @@
+"""What a run leaves behind: one record per cell, the run's manifest, and how both are read and written.
+
+Everything in a record but `timing` is a function of the inputs that `key` hashes. Readers accept data only: sizes are
+limited, unknown fields and non-finite numbers are errors, and every error names file and field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AnyUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    UrlConstraints,
+    ValidationError,
+    field_validator,
+)
+
+from bench.errors import InputError, describe_validation
+from bench.types import Direction
+
+MAX_JSON_BYTES = 4 << 20
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Line = Annotated[str, StringConstraints(max_length=500)]
+Status = Literal["ok", "error", "timeout", "crash", "protocol", "oom"]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+Text = Annotated[str, StringConstraints(max_length=2000)]
+HttpsUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["https"], max_length=500)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Parameters(_Strict):
+    """Parameter counts that the author states; what the harness can count itself, it counts."""
+
+    total: int | None = Field(default=None, ge=0)
+    trainable: int | None = Field(default=None, ge=0)
+    added: int | None = Field(default=None, ge=0)
+
+
+class Manifest(_Strict):
+    """The contents of `submission.toml`: facts about a submission; choices are in its `model.py`."""
+
+    name: Name
+    title: Text = ""
+    summary: Text = ""
+    method: Text = Field(default="", description="what was done to the base: zero-shot, full fine-tuning, LoRA, ...")
+    base: Text = Field(default="", description="name of the submission that it was fitted from")
+    authors: list[Text] = []
+    license: Text = ""
+    url: HttpsUrl | None = None
+    trained_on: list[Text] = Field(default=[], description="collections whose items the weights have seen")
+    requires: list[Text] = Field(default=[], description="distributions whose versions matter to the result")
+    args: dict[str, str] = Field(default={}, description="defaults of what --model-arg can set")
+    parameters: Parameters = Parameters()
+
+
+class Cell(_Strict):
+    """One (collection, shift or attack, threat model, direction set) of a suite."""
+
+    collection: Line
+    shift: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(:[1-5])?$")]
+    threat_model: Line = ""
+    directions: tuple[Direction, ...]
+
+    @property
+    def id(self) -> str:
+        """`flickr8k/test gaussian_noise:3`, with the threat model behind it where there is one."""
+        return " ".join(part for part in (self.collection, self.shift, self.threat_model) if part)
+
+    @property
+    def slug(self) -> str:
+        """Its id as a file name."""
+        return re.sub(r"[^a-z0-9_]+", "-", self.id.lower())
+
+    @property
+    def shift_name(self) -> str:
+        return self.shift.partition(":")[0]
+
+    @property
+    def severity(self) -> int:
+        """1 to 5; 0 where there is none."""
+        return int(self.shift.partition(":")[2] or 0)
+
+
+class Estimate(_Strict):
+    """A metric's value with its 95 % interval."""
+
+    value: Finite
+    low: Finite
+    high: Finite
+
+
+class Data(_Strict):
+    """What was evaluated on: the source items, and what the submission was really fed."""
+
+    revision: Line = ""
+    n_images: Annotated[int, Field(ge=1)]
+    n_captions: Annotated[int, Field(ge=1)]
+    source_sha256: Sha256 = Field(description="ids and hashes of all images, the captions and the positives")
+    images_sha256: Sha256 = Field(description="the pixels fed")
+    captions_sha256: Sha256 = Field(description="the captions fed")
+
+
+class Timing(_Strict):
+    """How long things took; nothing else in a record depends on the machine's speed."""
+
+    encode_images_ms: Finite | None = Field(default=None, description="median per image, batched; None if cached")
+    encode_texts_ms: Finite | None = Field(default=None, description="median per caption, batched; None if cached")
+    images_cached: bool = False
+    texts_cached: bool = False
+    wall_s: Finite = 0.0
+
+
+class Record(_Strict):
+    """The result of one cell."""
+
+    schema_version: Literal[1] = 1
+    cell: Cell
+    family: Line
+    key: Sha256 = Field(description="sha256 over every input of this cell")
+    status: Status
+    reason: Annotated[str, StringConstraints(max_length=8000)] = ""
+    flags: tuple[Line, ...] = ()
+    data: Data | None = None
+    dim: Annotated[int, Field(ge=1)] | None = None
+    embeddings_sha256: dict[Literal["images", "texts"], Sha256] = {}
+    metrics: dict[Direction | Literal["both"], dict[Line, Estimate]] = {}
+    evidence_sha256: Sha256 | None = None
+    timing: Timing = Timing()
+
+
+class Environment(_Strict):
+    """The machine and the software that produced a run."""
+
+    rove: Line
+    python: Line
+    platform: Line
+    processor: Line
+    cores: Annotated[int, Field(ge=1)]
+    memory_bytes: Annotated[int, Field(ge=0)]
+    device: Line
+    versions: dict[Line, Line]
+
+
+class RunManifest(_Strict):
+    """What was run: one submission over one suite, on one machine."""
+
+    schema_version: Literal[1] = 1
+    submission: Manifest
+    label: Line
+    args: dict[Line, Line]
+    fingerprint: Sha256 = Field(description="the submission's files and arguments")
+    weights_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    parameters: Annotated[int, Field(ge=0)] | None = None
+    suite: Line
+    suite_id: Sha256
+    seed: int
+    device: Line
+    dtype: Line
+    batch_size: Annotated[int, Field(ge=1)]
+    limit: Annotated[int, Field(ge=1)] | None = None
+    rankable: bool
+    isolation: Line
+    data_dirs: dict[Line, Line] = {}
+    command: Annotated[str, StringConstraints(max_length=4000)] = ""
+    environment: Environment
+
+    @field_validator("data_dirs")
+    @classmethod
+    def _no_places(cls, value: dict[str, str]) -> dict[str, str]:
+        """Keeps which format a local copy had, not where on somebody's machine it lay."""
+        return {name: source.partition(":")[0] for name, source in value.items()}
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_json(path: Path, model: type[Model]) -> Model:
+    """The validated contents of a JSON file.
+
+    Raises:
+        InputError: it is missing, too large, not JSON, has a key twice, or breaks the schema; names file and field.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from None
+    if len(raw) > MAX_JSON_BYTES:
+        raise InputError(f"{path} is larger than {MAX_JSON_BYTES} bytes; expected a {model.__name__}.")
+    try:
+        contents = json.loads(raw, object_pairs_hook=_unique_keys, parse_constant=_no_constants)
+        return model.model_validate(contents)
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe_validation(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}.") from None
+
+
+def to_json(model: BaseModel) -> bytes:
+    """Canonical bytes of a record or manifest: sorted keys, one trailing newline."""
+    return (json.dumps(model.model_dump(mode="json"), sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def digest_of(*parts: object) -> str:
+    """Hex sha256 over the canonical JSON of `parts`."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def estimate(value: float, low: float, high: float) -> Estimate:
+    """An Estimate of plain floats, rounded to 10 significant digits so that equal results print equal."""
+    return Estimate(value=_rounded(value), low=_rounded(low), high=_rounded(high))
+
+
+def _rounded(number: float) -> float:
+    number = float(number)
+    return number if number == 0 or not math.isfinite(number) else float(f"{number:.10g}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    contents = dict(pairs)
+    if len(contents) != len(pairs):
+        raise ValueError("a key stands twice")
+    return contents
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,163 @@
+"""Finding a submission and reading its manifest, without importing its code.
+
+A submission is named in one of four ways: a shipped one's name (`tiny`), the name of an entry point in the group
+`rove.submissions`, a folder with `submission.toml` and `model.py`, or `path.py:load` for a function in a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from bench.errors import InputError, UsageError, describe_validation, unknown_name
+from bench.records import Manifest
+
+ENTRY_POINTS = "rove.submissions"
+MANIFEST = "submission.toml"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submission as found: which file to load, from which folder, with which arguments."""
+
+    manifest: Manifest
+    folder: Path
+    module: Path
+    function: str
+    args: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def label(self) -> str:
+        """Its name, and the arguments that make it a different model from the default."""
+        changed = {key: value for key, value in self.args.items() if self.manifest.args.get(key) != value}
+        return "-".join([self.name, *(_slug(Path(value).name) for _, value in sorted(changed.items()))])
+
+    def fingerprint(self) -> str:
+        """Hex sha256 over every file of the folder and the arguments; a changed byte is another submission."""
+        digest = hashlib.sha256(json.dumps(dict(sorted(self.args.items()))).encode())
+        files = _files(self.folder) if (self.folder / MANIFEST).exists() else [self.module]
+        for path in files:
+            digest.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+def find_submission(reference: str, args: Mapping[str, str] | None = None) -> Submission:
+    """The submission that `reference` names, with `args` over its manifest's defaults.
+
+    Raises:
+        UsageError: there is no such submission, or it does not take such an argument.
+        InputError: its manifest or its files are not as they must be.
+    """
+    found = _locate(reference)
+    given = dict(args or {})
+    unknown = sorted(set(given) - set(found.manifest.args))
+    if unknown and (found.folder / MANIFEST).exists():
+        known = ", ".join(sorted(found.manifest.args)) or "none"
+        raise UsageError(f"{found.name} takes no --model-arg {unknown[0]}; its [args] are: {known}.")
+    return Submission(found.manifest, found.folder, found.module, found.function, {**found.manifest.args, **given})
+
+
+def shipped_submissions() -> dict[str, Path]:
+    """Folders of the submissions that come with Rove, by name."""
+    spec = importlib.util.find_spec("submissions")
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    folders = (folder for root in roots for folder in sorted(Path(root).iterdir()))
+    return {folder.name: folder for folder in folders if (folder / MANIFEST).is_file()}
+
+
+def list_submissions() -> dict[str, Manifest]:
+    """Manifests of everything that `rove run NAME` finds by name."""
+    manifests = {name: read_manifest(folder) for name, folder in shipped_submissions().items()}
+    for name, entry in _entry_points().items():
+        manifests[name] = _from_entry_point(entry).manifest
+    return manifests
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The validated manifest of `folder`.
+
+    Raises:
+        InputError: the file is missing, is not TOML, or a field is wrong; the message names file and field.
+    """
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no {MANIFEST}; `rove new NAME` writes one to start from.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe_validation(error)}") from None
+
+
+def _locate(reference: str) -> Submission:
+    path, separator, function = reference.rpartition(":")
+    if separator and path.endswith(".py"):
+        return _from_file(Path(path), function)
+    if Path(reference).is_dir():
+        return _from_folder(Path(reference).resolve())
+    shipped = shipped_submissions()
+    if reference in shipped:
+        return _from_folder(shipped[reference])
+    entries = _entry_points()
+    if reference in entries:
+        return _from_entry_point(entries[reference])
+    if "/" in reference or reference.startswith("."):
+        raise UsageError(f"no folder {reference}; expected one with {MANIFEST} and model.py.")
+    raise unknown_name("submission", reference, [*shipped, *entries], "rove list submissions")
+
+
+def _from_folder(folder: Path) -> Submission:
+    manifest = read_manifest(folder)
+    module = folder / "model.py"
+    if not module.is_file():
+        raise InputError(f"{folder} has no model.py; expected one that defines load(context).")
+    return Submission(manifest, folder, module, "load", manifest.args)
+
+
+def _from_file(module: Path, function: str) -> Submission:
+    if not module.is_file():
+        raise UsageError(f"no file {module}; expected path.py:load.")
+    if not function.isidentifier():
+        raise UsageError(f"'{function}' is no function name; expected path.py:load.")
+    module = module.resolve()
+    return Submission(Manifest(name=_slug(module.stem) or "model"), module.parent, module, function, {})
+
+
+def _from_entry_point(entry: importlib.metadata.EntryPoint) -> Submission:
+    spec = importlib.util.find_spec(entry.module)
+    if spec is None or spec.origin is None:
+        raise InputError(f"entry point {entry.name} names the module {entry.module}, which is not installed.")
+    module = Path(spec.origin)
+    stated = (module.parent / MANIFEST).is_file()
+    manifest = read_manifest(module.parent) if stated else Manifest(name=_slug(entry.name))
+    return Submission(manifest, module.parent, module, entry.attr or "load", manifest.args)
+
+
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden:
+            yield path
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9_.-]+", "-", text.lower()).strip("-.")

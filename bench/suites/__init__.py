@@ -1,0 +1,137 @@
+"""Suites: named, versioned lists of cells, read from the TOML files of this folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bench.errors import InputError, describe_validation, unknown_name
+from bench.records import Cell
+from bench.types import Direction
+
+CLEAN = ("clean", "clean_canvas")
+_FOLDER = Path(__file__).parent
+
+
+class CellGroup(BaseModel):
+    """One `[[cells]]` table of a suite: a shift over some severities of one collection."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    collection: str
+    shift: str
+    severities: list[Annotated[int, Field(ge=1, le=5)]] = []
+    directions: list[Direction] = ["t2i", "i2t"]
+    reason: Annotated[str, Field(min_length=10)]
+
+    @model_validator(mode="after")
+    def _severities_fit(self) -> CellGroup:
+        if (self.shift in CLEAN) == bool(self.severities):
+            raise ValueError("a clean cell has no severities, every other cell has at least one")
+        return self
+
+
+class SuiteFile(BaseModel):
+    """A suite's TOML file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: Annotated[int, Field(ge=1)]
+    status: Literal["draft", "frozen"]
+    title: str
+    summary: str
+    reference: Annotated[str, Field(description="the submission in the denominator of mCE")]
+    seed: int
+    collections: dict[str, Annotated[int, Field(ge=1)]] = Field(description="name/split to its number of images")
+    cells: Annotated[list[CellGroup], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite, with its cells spelled out."""
+
+    name: str
+    version: int
+    status: str
+    title: str
+    summary: str
+    reference: str
+    seed: int
+    collections: Mapping[str, int]
+    cells: tuple[Cell, ...]
+    id: str
+
+    @property
+    def label(self) -> str:
+        """What stands on records and pages: `demo-core-v1`, with `-draft` until it is frozen."""
+        return f"{self.name}-v{self.version}" + ("-draft" if self.status == "draft" else "")
+
+
+def list_suites() -> dict[str, Suite]:
+    """Every suite that ships with Rove, by name."""
+    return {path.stem: read_suite(path) for path in sorted(_FOLDER.glob("*.toml"))}
+
+
+def find_suite(reference: str) -> Suite:
+    """The suite that `reference` names: `demo`, `demo-core`, `demo-v1`, `demo-core-v1` or a TOML file's path.
+
+    Raises:
+        UsageError: there is no such suite.
+        InputError: the file is not a suite; the message names the field.
+    """
+    if reference.endswith(".toml") and Path(reference).is_file():
+        return read_suite(Path(reference))
+    suites = list_suites()
+    known = {alias: suite for suite in suites.values() for alias in _aliases(suite)}
+    if reference not in known:
+        raise unknown_name("suite", reference, known, "rove list suites")
+    return known[reference]
+
+
+def read_suite(path: Path) -> Suite:
+    """The suite in a TOML file; its id is the sha256 of its canonical JSON.
+
+    Raises:
+        InputError: the file is not a suite; the message names the field.
+    """
+    try:
+        file = SuiteFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a suite: {error}.") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {describe_validation(error)}") from None
+    cells = tuple(cell for group in file.cells for cell in _expand(group))
+    _check_cells(path, file, cells)
+    canonical = json.dumps(file.model_dump(), sort_keys=True, separators=(",", ":"))
+    fields = {name: value for name, value in file if name != "cells"}
+    return Suite(**fields, cells=cells, id=hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def _expand(group: CellGroup) -> list[Cell]:
+    shifts = [f"{group.shift}:{severity}" for severity in group.severities] or [group.shift]
+    return [Cell(collection=group.collection, shift=shift, directions=tuple(group.directions)) for shift in shifts]
+
+
+def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
+    ids = [cell.id for cell in cells]
+    twice = next((cell_id for cell_id in ids if ids.count(cell_id) > 1), None)
+    if twice:
+        raise InputError(f"{path}: cell {twice} stands twice; expected every cell once.")
+    missing = next((cell.collection for cell in cells if cell.collection not in file.collections), None)
+    if missing:
+        raise InputError(f"{path}: collection {missing} has cells but no entry in [collections].")
+
+
+def _aliases(suite: Suite) -> list[str]:
+    """`demo` and `demo-v1` mean `demo-core` and `demo-core-v1`."""
+    short = re.sub(r"-core$", "", suite.name)
+    return list(dict.fromkeys(f"{name}{tail}" for name in (suite.name, short) for tail in ("", f"-v{suite.version}")))

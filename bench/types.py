@@ -1,0 +1,170 @@
+"""The types that the rooms of Rove share: images, collections, and what a submission implements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bench.errors import InputError
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+Direction = Literal["t2i", "i2t", "i2i"]
+
+
+class Image(Protocol):
+    """One image of a collection, decoded only when asked."""
+
+    @property
+    def id(self) -> str:
+        """Stable name within its collection: never a position, never a path of this machine."""
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the image's source bytes, or of its pixels where it is rendered."""
+
+    def decode(self) -> PIL.Image.Image:
+        """The image in RGB, EXIF orientation applied.
+
+        Raises:
+            InputError: the image is missing, corrupt or not allowed; the message names it.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """Images, captions, and which go together: one split of a data set.
+
+    Args:
+        name: data set and split, such as "flickr30k/test".
+        images: lazily decoded, ids unique.
+        captions: verbatim.
+        positives: rows (image index, caption index), (n_pairs, 2) int64; every image and every caption
+            stands in at least one. An explicit table: images have any number of captions and a caption may
+            be true of several images.
+        labels: class of each image for image-to-image retrieval, (n_images,) int64.
+        label_names: display name of each class.
+        revision: where the data came from, precisely: a hub revision, a file's sha256, a generator's version.
+
+    Raises:
+        InputError: an item breaks the above; the message names it.
+    """
+
+    name: str
+    images: Sequence[Image]
+    captions: Sequence[str]
+    positives: Int[np.ndarray, "n_pairs 2"]
+    labels: Int[np.ndarray, " n_images"] | None = None
+    label_names: tuple[str, ...] | None = None
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        if not len(self.images) or not len(self.captions):
+            counts = f"{len(self.images)} images and {len(self.captions)} captions"
+            raise InputError(f"{self.name} has {counts}; expected at least one of each.")
+        _check_unique_ids(self.name, self.images)
+        self._check_positives()
+        if self.labels is not None and self.labels.shape != (len(self.images),):
+            raise InputError(f"{self.name}: labels have shape {self.labels.shape}; expected ({len(self.images)},).")
+
+    def _check_positives(self) -> None:
+        pairs = self.positives
+        if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind != "i":
+            found = f"{pairs.dtype} {pairs.shape}"
+            raise InputError(f"{self.name}: positives are {found}; expected integers of shape (n_pairs, 2).")
+        for column, kind, count in ((0, "image", len(self.images)), (1, "caption", len(self.captions))):
+            indices = pairs[:, column]
+            if indices.min(initial=0) < 0 or indices.max(initial=-1) >= count:
+                raise InputError(f"{self.name}: a positive names {kind} {indices.max()} of {count}.")
+            lonely = np.flatnonzero(np.bincount(indices, minlength=count) == 0)
+            if lonely.size:
+                item = self.images[lonely[0]].id if kind == "image" else repr(self.captions[lonely[0]])
+                raise InputError(f"{self.name}: {kind} {item} goes with nothing; expected a positive for every {kind}.")
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """What can be asked of it: both cross-modal directions, and `i2i` where images carry labels."""
+        return ("t2i", "i2t") if self.labels is None else ("t2i", "i2t", "i2i")
+
+    def head(self, n_images: int) -> Collection:
+        """The first `n_images` images with the captions that go with them; positives are renumbered."""
+        if n_images >= len(self.images):
+            return self
+        pairs = self.positives[self.positives[:, 0] < n_images]
+        kept, renumbered = np.unique(pairs[:, 1], return_inverse=True)
+        return Collection(
+            name=self.name,
+            images=self.images[:n_images],
+            captions=[self.captions[i] for i in kept],
+            positives=np.stack([pairs[:, 0], renumbered.reshape(-1)], axis=1),
+            labels=None if self.labels is None else self.labels[:n_images],
+            label_names=self.label_names,
+            revision=self.revision,
+        )
+
+
+def _check_unique_ids(name: str, images: Sequence[Image]) -> None:
+    seen: set[str] = set()
+    for image in images:
+        if image.id in seen:
+            raise InputError(f"{name}: image id {image.id!r} stands twice; expected every id once.")
+        seen.add(image.id)
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A submission: maps pixels and strings to vectors. It is never told which cell it is fed."""
+
+    def encode_images(self, images: Sequence[PIL.Image.Image]) -> Float[np.ndarray, "n_images dim"]:
+        """Embeddings in the order given, (n_images, dim) float32; any norm: the harness normalises."""
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:
+        """Embeddings in the order given, (n_texts, dim) float32; over-long texts are the encoder's to truncate."""
+
+
+@dataclass(frozen=True)
+class LoadContext:
+    """What a submission's `load(context)` is given.
+
+    Args:
+        folder: where its `submission.toml` lies; weights are found relative to it.
+        device: torch's name of the device to compute on, such as "cpu" or "cuda".
+        dtype: "float32" or "bfloat16"; embeddings are returned as float32 either way.
+        args: the manifest's defaults, overridden by `--model-arg KEY=VALUE`.
+        offline: nothing may be fetched.
+    """
+
+    folder: Path
+    device: str
+    dtype: str
+    args: Mapping[str, str]
+    offline: bool
+
+
+@dataclass(frozen=True)
+class FitContext:
+    """What a recipe's `fit(context)` is given.
+
+    Args:
+        train: the collection to learn from.
+        validation: for choices such as early stopping; None lets the recipe hold out a part of `train`.
+        output: an empty folder, in which a submission must lie afterwards.
+        seed: same seed, same weights on the same machine.
+        epochs: passes over `train`; None is the recipe's default.
+        device: torch's name of the device.
+        report: takes one step's figures, such as {"epoch": 1, "loss": 2.3}; they are logged and shown.
+    """
+
+    train: Collection
+    validation: Collection | None
+    output: Path
+    seed: int
+    epochs: int | None
+    device: str
+    report: Callable[[dict[str, float]], None]

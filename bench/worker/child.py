@@ -1,0 +1,173 @@
+"""The submission's side of the process boundary: `python -m bench.worker.child` loads it and answers requests."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import resource
+import socket
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from bench import torchvision_fix
+from bench.types import Encoder, LoadContext
+from bench.worker.wire import Channel, MemoryFile
+
+
+class Refused(Exception):
+    """The submission does not keep to its interface; the message says where."""
+
+
+def serve(channel: Channel, inbox: MemoryFile, outbox: MemoryFile) -> None:
+    """Answers requests until the harness says goodbye or closes the channel."""
+    session = _Session(inbox, outbox)
+    while (request := channel.receive()) is not None and request["op"] != "bye":
+        try:
+            answer = {"ok": True, **session.answer(request)}
+        except Refused as error:
+            answer = {"ok": False, "status": "protocol", "error": str(error), "traceback": ""}
+        except MemoryError as error:
+            answer = {"ok": False, "status": "oom", "error": f"MemoryError: {error}", "traceback": ""}
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            answer = {"ok": False, "status": "error", "error": text, "traceback": traceback.format_exc(limit=-8)}
+        channel.send(answer)
+    if request is not None:
+        channel.send({"ok": True, "bye": True})
+
+
+class _Session:
+    """One loaded submission."""
+
+    def __init__(self, inbox: MemoryFile, outbox: MemoryFile) -> None:
+        self._inbox, self._outbox = inbox, outbox
+        self._encoder: Any = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["op"] == "load":
+            return self._load(request)
+        if request["op"] == "images":
+            return self._send(self._encoder.encode_images(self._images(request["sizes"])))
+        return self._send(self._encoder.encode_texts(json.loads(self._inbox.read(request["n_bytes"]))))
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        context = LoadContext(
+            folder=Path(request["folder"]),
+            device=request["device"],
+            dtype=request["dtype"],
+            args=request["args"],
+            offline=request["offline"],
+        )
+        self._encoder = _load_function(Path(request["module"]), request["function"])(context)
+        if not isinstance(self._encoder, Encoder):
+            raise Refused("load(context) returned no encoder; expected encode_images(images) and encode_texts(texts).")
+        modules = _torch_modules(self._encoder)
+        return {
+            "weights_sha256": _weights_digest(modules),
+            "parameters": sum(parameter.numel() for parameter in _parameters(modules)) if modules else None,
+            "versions": _versions(request["requires"]),
+            "device_name": _device_name(context.device),
+        }
+
+    def _images(self, sizes: Sequence[tuple[int, int]]) -> list[PIL.Image.Image]:
+        raw = memoryview(self._inbox.read(sum(width * height * 3 for width, height in sizes)))
+        images, start = [], 0
+        for width, height in sizes:
+            stop = start + width * height * 3
+            images.append(PIL.Image.frombytes("RGB", (width, height), raw[start:stop]))
+            start = stop
+        return images
+
+    def _send(self, embeddings: Any) -> dict[str, Any]:
+        if not isinstance(embeddings, np.ndarray) or embeddings.dtype.hasobject:
+            raise Refused(f"an encoder returned {_kind(embeddings)}; expected a NumPy array (n, dim) of float32.")
+        self._outbox.write([embeddings])
+        return {"shape": list(embeddings.shape), "dtype": embeddings.dtype.str}
+
+
+def _load_function(module: Path, function: str) -> Any:
+    sys.path.insert(0, str(module.parent))
+    spec = importlib.util.spec_from_file_location(f"rove_submission_{module.stem}", module)
+    if spec is None or spec.loader is None:
+        raise Refused(f"{module} is no Python file.")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    if not callable(getattr(loaded, function, None)):
+        raise Refused(f"{module.name} defines no {function}(context).")
+    return getattr(loaded, function)
+
+
+def _torch_modules(encoder: object) -> list[Any]:
+    """The torch modules that the encoder is or holds as attributes, in order of their names."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return []
+    held = [encoder, *(value for _, value in inspect.getmembers_static(encoder))]
+    return [value for value in held if isinstance(value, torch.nn.Module)]
+
+
+def _parameters(modules: Iterable[Any]) -> list[Any]:
+    unique = {id(parameter): parameter for module in modules for parameter in module.parameters()}
+    return list(unique.values())
+
+
+def _weights_digest(modules: Iterable[Any]) -> str:
+    """Hex sha256 of all parameters and buffers, by name: which weights were really loaded."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(sys.modules["torch"].uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _versions(distributions: Iterable[str]) -> dict[str, str]:
+    versions = {"numpy": np.__version__, "pillow": PIL.__version__}
+    if "torch" in sys.modules:
+        versions["torch"] = str(sys.modules["torch"].__version__)
+    for name in distributions:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            raise Refused(f"the submission requires the package {name}, which is not installed.") from None
+    return versions
+
+
+def _device_name(device: str) -> str:
+    torch = sys.modules.get("torch")
+    if torch is not None and device.startswith("cuda"):
+        return str(torch.cuda.get_device_name(device))
+    return device
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}"
+    return f"a {type(value).__module__}.{type(value).__qualname__}"
+
+
+def main() -> None:
+    """Entry point of the worker process: descriptors come by number, everything else by message."""
+    parser = argparse.ArgumentParser()
+    for name in ("control", "inbox", "outbox"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    torchvision_fix.install()
+    with socket.socket(fileno=options.control) as stream:
+        serve(Channel(stream), MemoryFile(options.inbox), MemoryFile(options.outbox))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What passes between the harness and a submission's process: JSON lines on a socket, arrays in memory files.
+
+Nothing is pickled. Both memory files are made by the harness; the worker writes its embeddings into one of them, and
+the harness copies what it needs before it looks at it.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MAX_MESSAGE_BYTES = 64 << 20
+
+
+class Channel:
+    """JSON messages, one a line, over a stream socket."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._pending = bytearray()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends one message.
+
+        Raises:
+            OSError: the other side is gone.
+        """
+        self._stream.settimeout(None)
+        self._stream.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self, timeout_s: float | None = None) -> dict[str, Any] | None:
+        """The next message, or None when the other side has closed.
+
+        Raises:
+            TimeoutError: nothing whole arrived within `timeout_s` seconds.
+            ValueError: what arrived is not a JSON object, or longer than `MAX_MESSAGE_BYTES`.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while b"\n" not in self._pending:
+            self._stream.settimeout(_remaining(deadline))
+            chunk = self._stream.recv(1 << 16)
+            if not chunk:
+                return None
+            self._pending += chunk
+            if len(self._pending) > MAX_MESSAGE_BYTES:
+                raise ValueError(f"a message is longer than {MAX_MESSAGE_BYTES} bytes")
+        line, _, rest = bytes(self._pending).partition(b"\n")
+        self._pending = bytearray(rest)
+        message = json.loads(line)
+        if not isinstance(message, dict):
+            raise ValueError(f"expected a JSON object, got {type(message).__name__}")
+        return message
+
+
+class MemoryFile:
+    """An anonymous file in memory that two processes map; it grows when needed and never shrinks."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def create(cls) -> MemoryFile:
+        """A new empty one, whose descriptor a child process may inherit."""
+        if hasattr(os, "memfd_create"):
+            return cls(os.memfd_create("rove", 0))
+        with tempfile.TemporaryFile() as file:
+            return cls(os.dup(file.fileno()))
+
+    def write(self, arrays: Sequence[np.ndarray]) -> None:
+        """Replaces the contents with the bytes of `arrays`, one after the other."""
+        total = sum(array.nbytes for array in arrays)
+        if not total:
+            return
+        if os.fstat(self.descriptor).st_size < total:
+            os.ftruncate(self.descriptor, total)
+        with mmap.mmap(self.descriptor, total) as view:
+            for array in arrays:
+                view.write(np.ascontiguousarray(array).data.cast("B"))
+
+    def read(self, n_bytes: int) -> bytes:
+        """A copy of the first `n_bytes`.
+
+        Raises:
+            ValueError: the file is shorter.
+        """
+        size = os.fstat(self.descriptor).st_size
+        if size < n_bytes:
+            raise ValueError(f"the memory file holds {size} bytes, not {n_bytes}")
+        if not n_bytes:
+            return b""
+        with mmap.mmap(self.descriptor, n_bytes, prot=mmap.PROT_READ) as view:
+            return view[:]
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def _remaining(deadline: float | None) -> float | None:
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
