@@ -103,7 +103,7 @@ class Embedder:
             vectors, ms = _encode_all(batches, call, progress)
             back = np.argsort(order)
             fed = hashlib.sha256(b"".join(digests[i] for i in back)).hexdigest()
-            return Embedded(_checked(vectors, "encode_images")[back], fed, ms, cached=False)
+            return Embedded(checked_vectors(vectors, "encode_images")[back], fed, ms, cached=False)
 
         return self._cached(key, len(images), encode)
 
@@ -122,7 +122,7 @@ class Embedder:
             batches = (shuffled[i : i + self._batch_size] for i in range(0, len(shuffled), self._batch_size))
             vectors, ms = _encode_all(batches, lambda batch: self._running().encode_texts(batch), progress)
             rows = np.argsort(order)[[place[text] for text in texts]]
-            return Embedded(_checked(vectors, "encode_texts")[rows], digest_of(list(texts)), ms, cached=False)
+            return Embedded(checked_vectors(vectors, "encode_texts")[rows], digest_of(list(texts)), ms, cached=False)
 
         return self._cached(key, len(unique), encode)
 
@@ -186,7 +186,7 @@ def _encode_all(
     return np.concatenate(parts), statistics.median(times)
 
 
-def _checked(vectors: np.ndarray, function: str) -> np.ndarray:
+def checked_vectors(vectors: np.ndarray, function: str) -> np.ndarray:
     """`vectors`, if every one has a direction; rows are named in the order that the submission saw."""
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1))
     if bad.size:

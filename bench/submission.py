@@ -6,6 +6,7 @@ A submission is named in one of four ways: a shipped one's name (`tiny`), the na
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -73,9 +74,7 @@ def find_submission(reference: str, args: Mapping[str, str] | None = None) -> Su
 
 def shipped_submissions() -> dict[str, Path]:
     """Folders of the submissions that come with Rove, by name."""
-    spec = importlib.util.find_spec("submissions")
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    folders = (folder for root in roots for folder in sorted(Path(root).iterdir()))
+    folders = sorted(_submissions_folder().iterdir())
     return {folder.name: folder for folder in folders if (folder / MANIFEST).is_file()}
 
 
@@ -85,6 +84,42 @@ def list_submissions() -> dict[str, Manifest]:
     for name, entry in _entry_points().items():
         manifests[name] = _from_entry_point(entry).manifest
     return manifests
+
+
+def list_recipes() -> dict[str, str]:
+    """Recipes by name, with the first line of what each one's `fit.py` says of itself."""
+    paths = {name: folder / "fit.py" for name, folder in shipped_submissions().items()}
+    return {name: _first_line(path) for name, path in paths.items() if path.is_file()}
+
+
+def find_recipe(name: str) -> Path:
+    """The `fit.py` of a recipe.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    recipes = list_recipes()
+    if name not in recipes:
+        raise unknown_name("recipe", name, recipes, "rove list recipes")
+    return shipped_submissions()[name] / "fit.py"
+
+
+def scaffold(name: str, folder: Path) -> Path:
+    """Writes a submission folder to start from, and returns it; it passes `rove check` as it is.
+
+    Raises:
+        UsageError: the name is not allowed, or the folder exists.
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
+        raise UsageError(f"'{name}' is no name for a submission; expected lower-case letters, digits, '-', '_' and '.'.")
+    if folder.exists():
+        raise UsageError(f"{folder} exists; choose another --output.")
+    template = _submissions_folder() / "scaffold"
+    folder.mkdir(parents=True)
+    for source in sorted(template.glob("*.*")):
+        text = source.read_text(encoding="utf-8").replace("{{name}}", name)
+        (folder / source.name.removesuffix(".template")).write_text(text, encoding="utf-8")
+    return folder
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -102,6 +137,18 @@ def read_manifest(folder: Path) -> Manifest:
         raise InputError(f"{path} is not valid TOML: {error}.") from None
     except ValidationError as error:
         raise InputError(f"{path}: {describe_validation(error)}") from None
+
+
+def _submissions_folder() -> Path:
+    spec = importlib.util.find_spec("submissions")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("the package `submissions` is not installed; install rove-bench again.")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _first_line(module: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]
 
 
 def _locate(reference: str) -> Submission:

@@ -15,6 +15,7 @@ def defocus_blur(
     """The image convolved with a disk, as a lens out of focus would; borders are mirrored; `rng` is not used.
 
     Filtered in float64 because the result is truncated: in float32, flat areas would fall one level here and there.
+    OpenCV sums in another order on processors without AVX2; a value in half a million may then differ by one level.
 
     Source: arXiv 1903.12261, section 3; bytes as imagecorruptions 1.1.2.
     """

@@ -22,4 +22,4 @@ def jpeg_compression(
     """
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=_JPEG_QUALITY[severity - 1])
-    return np.array(Image.open(file))
+    return np.array(Image.open(file, formats=("JPEG",)))

@@ -13,8 +13,8 @@ def gaussian_noise(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The image with independent normal noise on every channel of every pixel, clipped and truncated to 8 bits.
 
-    Drawn and summed in float32: three times faster than float64, and on the same draws at most one level away from
-    it, in fewer than one value of 10,000.
+    Drawn and summed in float32: twice as fast as float64, and on the same draws at most one level away from it, in
+    fewer than one value of 10,000.
 
     Source: arXiv 1903.12261, section 3; standard deviations and truncation as in imagecorruptions 1.1.2.
     """

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 _CANVAS_PX = 384
 _N_DIRECTIONS = 8
@@ -15,14 +15,17 @@ _HATCH_PX = 9
 _HATCH_CONTRAST = 0.22
 _PAPER_DARKNESS = 0.05
 _BUSY_PX = 10
-_BUSY_FLOOR = 0.06
+_BUSY_FLOOR = 60
 
 
 class _Pencil(NamedTuple):
-    """How a drawing is made at one severity; lengths in pixels at a shorter side of 384, tones in [0, 1]."""
+    """How a drawing is made at one severity.
+
+    Lengths in pixels at a shorter side of 384; `faintest_edge` in gradient, of which a step from black to white has
+    1020; the tones `darkest_line` and `shading` in [0, 1].
+    """
 
     smooth_px: float
-    smooth_tone: float
     stroke_px: float
     faintest_edge: float
     pressure: float
@@ -31,11 +34,11 @@ class _Pencil(NamedTuple):
 
 
 _PENCILS = (
-    _Pencil(1.0, 0.04, 2, 0.010, 0.28, 0.60, 0.75),
-    _Pencil(1.5, 0.07, 3, 0.015, 0.36, 0.70, 0.60),
-    _Pencil(2.0, 0.10, 4, 0.020, 0.44, 0.80, 0.42),
-    _Pencil(2.7, 0.15, 5, 0.028, 0.50, 0.85, 0.22),
-    _Pencil(3.5, 0.20, 6, 0.036, 0.55, 0.85, 0.00),
+    _Pencil(0, 2, 10, 0.28, 0.60, 0.75),
+    _Pencil(1, 3, 15, 0.36, 0.70, 0.60),
+    _Pencil(2, 4, 20, 0.44, 0.80, 0.42),
+    _Pencil(3, 5, 28, 0.50, 0.85, 0.22),
+    _Pencil(4, 6, 36, 0.55, 0.85, 0.00),
 )
 
 
@@ -44,54 +47,61 @@ def sketch(
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The image as a pencil drawing: straight strokes along its edges, hatching for its tones; `rng` is not used.
 
-    Severity 1 is a shaded drawing with all detail. With each step the shading fades and an edge-preserving filter
-    takes more detail away, until severity 5 has bare contours on white paper.
+    Severity 1 is a shaded drawing with all detail. With each step the shading fades and a median, which keeps edges,
+    takes more detail away, until severity 5 has bare contours on white paper. Everything up to the last shading is
+    done on integers: OpenCV's floating point depends on threads, on the processor and on where an array lies in
+    memory, and here a last bit can turn a stroke.
 
     Source: strokes by direction after Lu, Xu and Jia, "Combining Sketch and Tone for Pencil Drawing Production"
     (NPAR 2012), section 3.1; the hatching is ours.
     """
     pencil = _PENCILS[severity - 1]
     unit = min(pixels.shape[:2]) / _CANVAS_PX
-    grey: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-    grey = cv2.bilateralFilter(grey, -1, pencil.smooth_tone, max(1.0, pencil.smooth_px * unit))
+    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    grey = cv2.medianBlur(grey, 2 * round(pencil.smooth_px * unit) + 1)
     paper = _lines(grey, pencil, unit) * _shading(grey, pencil, unit)
     return np.repeat(np.rint(paper * 255).astype(np.uint8)[..., np.newaxis], 3, axis=2)
 
 
 def _lines(
-    grey: Float32[np.ndarray, "height width"], pencil: _Pencil, unit: float
+    grey: UInt8[np.ndarray, "height width"], pencil: _Pencil, unit: float
 ) -> Float32[np.ndarray, "height width"]:
     """White paper with the contours on it; where much is going on, each stroke is drawn more lightly."""
     strokes = _strokes(grey, max(2, round(pencil.stroke_px * unit)))
-    busy = cv2.GaussianBlur(strokes, (0, 0), max(2.0, _BUSY_PX * unit))
+    busy = cv2.GaussianBlur(strokes.astype(np.uint16), (0, 0), max(2.0, _BUSY_PX * unit)).astype(np.float32)
     strength = np.maximum(strokes - pencil.faintest_edge, 0) / (busy + _BUSY_FLOOR)
     lines: np.ndarray = 1 - np.clip(strength * pencil.pressure, 0, pencil.darkest_line)
     return lines
 
 
-def _strokes(grey: Float32[np.ndarray, "height width"], reach_px: int) -> Float32[np.ndarray, "height width"]:
+def _strokes(grey: UInt8[np.ndarray, "height width"], reach_px: int) -> Float32[np.ndarray, "height width"]:
     """Edge strength redrawn with straight strokes: every pixel gives its gradient to the direction that fits best."""
-    gradient = cv2.magnitude(
-        cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=0.25),
-        cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=0.25),
-    )
-    kernels = [_line_kernel(reach_px, math.pi * i / _N_DIRECTIONS) for i in range(_N_DIRECTIONS)]
-    best = np.argmax([cv2.filter2D(gradient, -1, kernel) for kernel in kernels], axis=0)
-    strokes = np.zeros_like(grey)
-    for i, kernel in enumerate(kernels):
-        strokes += cv2.filter2D(gradient * (best == i), -1, kernel)
+    gradient = _gradient(grey)
+    angles = [math.pi * i / _N_DIRECTIONS for i in range(_N_DIRECTIONS)]
+    best = np.argmax([_mean_along(gradient, reach_px, angle) for angle in angles], axis=0)
+    strokes = np.zeros(grey.shape, np.float32)
+    for i, angle in enumerate(angles):
+        strokes += _mean_along(gradient * (best == i), reach_px, angle)
     return strokes
 
 
+def _gradient(grey: UInt8[np.ndarray, "height width"]) -> Int32[np.ndarray, "height width"]:
+    """Length of the Sobel gradient, rounded; a step from black to white has 1020."""
+    across = cv2.Sobel(grey, cv2.CV_16S, 1, 0).astype(np.float32)
+    down = cv2.Sobel(grey, cv2.CV_16S, 0, 1).astype(np.float32)
+    gradient: np.ndarray = np.rint(np.sqrt(across**2 + down**2)).astype(np.int32)
+    return gradient
+
+
 def _shading(
-    grey: Float32[np.ndarray, "height width"], pencil: _Pencil, unit: float
+    grey: UInt8[np.ndarray, "height width"], pencil: _Pencil, unit: float
 ) -> Float32[np.ndarray, "height width"]:
     """White paper with the tones hatched on it: one direction in the lights, a second over it in the darks."""
+    darkness = 1 - grey.astype(np.float32) / 255
     if pencil.shading == 0:
-        return np.ones_like(grey)
+        return np.ones_like(darkness)
     grain = _paper_grain(*grey.shape)
     reach_px = max(3, round(_HATCH_PX * unit))
-    darkness = 1 - grey
     hatching = _hatch(grain, reach_px, math.pi / 4)
     hatching += _hatch(grain, reach_px, math.pi / 9) * np.clip(2 * darkness - 1, 0, 1)
     tone = darkness * (1 + _HATCH_CONTRAST * hatching) - _PAPER_DARKNESS
@@ -100,30 +110,40 @@ def _shading(
 
 
 def _hatch(
-    grain: Float32[np.ndarray, "height width"], reach_px: int, angle: float
+    grain: Int32[np.ndarray, "height width"], reach_px: int, angle: float
 ) -> Float32[np.ndarray, "height width"]:
     """Paper grain drawn out along one direction, mean 0 and variance 1."""
-    kernel = _line_kernel(reach_px, angle)
-    hatch: np.ndarray = cv2.filter2D(grain, -1, kernel) * math.sqrt(np.count_nonzero(kernel))
+    n_pixels = len(_line_offsets(reach_px, angle))
+    uniform_std = 2**16 / math.sqrt(12)
+    hatch: np.ndarray = _mean_along(grain, reach_px, angle) * (math.sqrt(n_pixels) / uniform_std)
     return hatch
 
 
-def _line_kernel(reach_px: int, angle: float) -> Float32[np.ndarray, "side side"]:
-    """A straight line through the centre of a (2 reach + 1)-sided square, summing to 1; angle in radians."""
-    along = np.arange(-reach_px, reach_px + 1)
-    kernel = np.zeros((2 * reach_px + 1, 2 * reach_px + 1), np.float32)
-    rows = reach_px - np.rint(along * np.sin(angle)).astype(int)
-    columns = reach_px + np.rint(along * np.cos(angle)).astype(int)
-    kernel[rows, columns] = 1
-    kernel /= kernel.sum()
-    return kernel
-
-
-def _paper_grain(height: int, width: int) -> Float32[np.ndarray, "height width"]:
-    """White noise of mean 0 and variance 1, a hash of the coordinates: paper is no random choice of the shift."""
+def _paper_grain(height: int, width: int) -> Int32[np.ndarray, "height width"]:
+    """White noise in [-2^15, 2^15), a hash of the coordinates: the paper is no random choice of the shift."""
     y, x = np.indices((height, width), dtype=np.uint32, sparse=True)
     mixed = x * np.uint32(374761393) + y * np.uint32(668265263)
     mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(1274126177)
-    uniform = ((mixed ^ (mixed >> np.uint32(16))) & np.uint32(0xFFFF)).astype(np.float32) / 0xFFFF
-    grain: np.ndarray = (uniform - 0.5) * math.sqrt(12)
+    mixed ^= mixed >> np.uint32(16)
+    grain: np.ndarray = (mixed & np.uint32(0xFFFF)).astype(np.int32) - 2**15
     return grain
+
+
+def _mean_along(
+    field: Int32[np.ndarray, "height width"], reach_px: int, angle: float
+) -> Float32[np.ndarray, "height width"]:
+    """Mean over the straight line through each pixel, `reach_px` to both sides; mirrored at the borders."""
+    height, width = field.shape
+    padded = np.pad(field, reach_px, mode="symmetric")
+    total = np.zeros_like(field)
+    offsets = _line_offsets(reach_px, angle)
+    for down, right in offsets:
+        top, left = reach_px + down, reach_px + right
+        total += padded[top : top + height, left : left + width]
+    return total.astype(np.float32) / np.float32(len(offsets))
+
+
+def _line_offsets(reach_px: int, angle: float) -> list[tuple[int, int]]:
+    """The (down, right) steps to the pixels of a straight line, each pixel once; the angle counter-clockwise."""
+    steps = range(-reach_px, reach_px + 1)
+    return sorted({(-round(step * math.sin(angle)), round(step * math.cos(angle))) for step in steps})

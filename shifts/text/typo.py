@@ -40,11 +40,12 @@ def typo_keyboard(caption: str, severity: int, rng: np.random.Generator) -> str:
 def _keyboard_neighbours() -> Mapping[str, str]:
     """The letters around each letter, lower and upper case, in the table's order.
 
-    What is not a single letter is left out: digits, symbols, and a slip of the table itself (" t" beside u).
+    What is not another single letter is left out: digits, symbols, and two slips of the table, which has a beside a
+    and " t" beside u.
     """
     table = json.loads(_nlpaug_resource("char/keyboard/en.json").read_text(encoding="utf-8"))
     lower = {
-        key: "".join(value for value in values if len(value) == 1 and value.isalpha())
+        key: "".join(value for value in values if len(value) == 1 and value.isalpha() and value != key)
         for key, values in table.items()
         if key.isalpha()
     }

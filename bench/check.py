@@ -1,0 +1,199 @@
+"""A submission's examination before a run: does it keep to its interface, and how long will a full run take?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bench.data.scenes import load_scenes
+from bench.embed import checked_vectors
+from bench.errors import ProtocolError, SubmissionError
+from bench.run import RunSettings
+from bench.stats import smallest_detectable_difference
+from bench.submission import Submission
+from bench.suites import CLEAN, Suite, list_suites
+from bench.worker.host import Worker, WorkerSettings
+from shifts.catalogue import parse_shift
+
+N_IMAGES = 16
+MIN_COSINE = 0.999
+BYTES_PER_QUERY = 120
+_HARD_TEXTS = ("", " ", "a", "naïve 文字 עברית 👩‍🚀 e\u0301", "nul\x00nul", "a dog runs " * 1000)
+_HARD_SIZES = ((1, 1), (32, 517), (517, 32), (640, 480))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass
+class Report:
+    """What a check found; a step after the first failed one may be missing."""
+
+    steps: list[Step] = field(default_factory=list)
+    suite_seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        return all(step.passed for step in self.steps)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"passed": self.passed, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds per item, batched, as the harness sees them."""
+
+    image_ms: float
+    text_ms: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    cells: list[tuple[str, str]]
+    n_images: int
+    seconds: float
+    disk_bytes: int
+    detectable_pp: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_submission(submission: Submission, settings: WorkerSettings, batch_size: int) -> Report:
+    """Loads the submission in a worker of its own and looks at shapes, odd inputs, order, batches and speed."""
+    report = Report()
+    with _step(report, "load"), Worker(submission, settings) as worker:
+        count = worker.loaded.parameters
+        report.steps.append(Step("load", True, f"{worker.loaded.load_s:.1f} s, {_counted(count)}"))
+        images, texts = _samples()
+        for name, encode, items, odd in (
+            ("images", worker.encode_images, images, _odd_images()),
+            ("texts", worker.encode_texts, texts, list(_HARD_TEXTS)),
+        ):
+            with _step(report, name):
+                vectors = checked_vectors(encode(items), f"encode_{name}")
+                report.steps.append(Step(name, True, f"{vectors.shape[1]} dimensions"))
+            with _step(report, f"odd {name}"):
+                checked_vectors(encode(odd), f"encode_{name}")
+                report.steps.append(Step(f"odd {name}", True, f"{len(odd)} of them"))
+            with _step(report, f"order of {name}"):
+                cosine = _invariance(encode, items)
+                report.steps.append(Step(f"order of {name}", True, f"lowest cosine {cosine:.6f}"))
+        if report.passed:
+            speed = measure_speed(worker, batch_size)
+            detail = f"{speed.image_ms:.1f} ms an image, {speed.text_ms:.2f} ms a caption in batches of {batch_size}"
+            report.steps.append(Step("speed", True, detail))
+            report.suite_seconds = {s.label: estimate_seconds(s, speed) for s in list_suites().values()}
+    return report
+
+
+def plan_run(submission: Submission, suite: Suite, settings: RunSettings) -> Plan:
+    """What `rove run` would do; loads the submission to measure its speed."""
+    with Worker(submission, settings.worker) as worker:
+        speed = measure_speed(worker, settings.batch_size)
+    sizes = _sizes(suite, settings.limit)
+    n_images = max(sizes.values())
+    per_cell = [6 * sizes[cell.collection] for cell in suite.cells]
+    return Plan(
+        cells=[(cell.id, " ".join(cell.directions)) for cell in suite.cells],
+        n_images=n_images,
+        seconds=estimate_seconds(suite, speed, settings.limit),
+        disk_bytes=BYTES_PER_QUERY * sum(per_cell),
+        detectable_pp=100 * smallest_detectable_difference(n_images),
+    )
+
+
+def measure_speed(worker: Worker, batch_size: int) -> Speed:
+    """The speed of a loaded submission: median of three batches after one to warm up."""
+    images, texts = _samples()
+    return Speed(
+        _ms_per_item(worker.encode_images, _repeated(images, batch_size)),
+        _ms_per_item(worker.encode_texts, _repeated(texts, batch_size)),
+    )
+
+
+def estimate_seconds(suite: Suite, speed: Speed, limit: int | None = None) -> float:
+    """How long a run of `suite` takes with nothing cached; five captions an image are assumed."""
+    sizes = _sizes(suite, limit)
+    seconds = 0.0
+    for cell in suite.cells:
+        text_cell = cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality == "text"
+        per_image = 5 * speed.text_ms if text_cell else speed.image_ms
+        seconds += sizes[cell.collection] * per_image / 1000
+    return seconds + sum(sizes.values()) * 5 * speed.text_ms / 1000
+
+
+@contextmanager
+def _step(report: Report, name: str) -> Iterator[None]:
+    try:
+        yield
+    except SubmissionError as error:
+        report.steps.append(Step(name, False, str(error)))
+
+
+def _invariance(encode: Callable[[Any], np.ndarray], items: list[Any]) -> float:
+    """The lowest cosine between vectors of the same item, encoded in other company and order.
+
+    Raises:
+        ProtocolError: it is below `MIN_COSINE`.
+    """
+    together, backwards = encode(items), encode(items[::-1])[::-1]
+    alone = np.concatenate([encode([item]) for item in items[:4]])
+    lowest = min(_cosines(together, backwards).min(), _cosines(together[:4], alone).min())
+    if not lowest >= MIN_COSINE:
+        raise ProtocolError(
+            f"the vector of an item depends on its neighbours (cosine {lowest:.4f}); expected at least {MIN_COSINE}. "
+            "Is the model in eval mode, and is padding masked?"
+        )
+    return float(lowest)
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def _samples() -> tuple[list[np.ndarray], list[str]]:
+    collection = load_scenes("scenes", "test").head(N_IMAGES)
+    return [np.asarray(image.decode()) for image in collection.images], list(collection.captions[:N_IMAGES])
+
+
+def _odd_images() -> list[np.ndarray]:
+    rng = np.random.Generator(np.random.Philox(0))
+    noise = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for height, width in _HARD_SIZES]
+    return [*noise, np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)]
+
+
+def _repeated(items: list[Any], count: int) -> list[Any]:
+    return [items[i % len(items)] for i in range(count)]
+
+
+def _ms_per_item(encode: Callable[[list[Any]], np.ndarray], items: list[Any]) -> float:
+    encode(items)
+    times = []
+    for _ in range(3):
+        started = time.perf_counter_ns()
+        encode(items)
+        times.append((time.perf_counter_ns() - started) / 1e6 / len(items))
+    return float(np.median(times))
+
+
+def _sizes(suite: Suite, limit: int | None) -> dict[str, int]:
+    return {name: min(count, limit or count) for name, count in suite.collections.items()}
+
+
+def _counted(parameters: int | None) -> str:
+    return "parameters unknown" if parameters is None else f"{parameters / 1e6:.2f} M parameters"

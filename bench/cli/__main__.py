@@ -1,0 +1,5 @@
+"""`python -m bench.cli` is `rove`."""
+
+from bench.cli import main
+
+main()

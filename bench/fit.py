@@ -1,0 +1,90 @@
+"""Running a recipe: the `fit(context)` in a submission's folder, with its log and its checks around it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import torchvision_fix
+from bench.errors import InputError, UsageError
+from bench.submission import find_recipe, read_manifest
+from bench.types import Collection, FitContext
+
+LOG_FILE = "fit.jsonl"
+
+
+def run_fit(
+    recipe: str,
+    train: Collection,
+    validation: Collection | None,
+    output: Path,
+    seed: int,
+    epochs: int | None,
+    device: str,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Fits `recipe` and puts the finished submission folder at `output`; until then `output` is not touched.
+
+    Raises:
+        UsageError: there is no such recipe, or `output` is not empty.
+        InputError: the recipe wrote no valid submission.
+    """
+    source = find_recipe(recipe)
+    if output.exists() and any(output.iterdir()) and not overwrite:
+        raise UsageError(f"{output} is not empty; choose another --output, or --overwrite to replace it.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        unfinished = Path(folder) / output.name
+        unfinished.mkdir()
+        context = FitContext(
+            train=train,
+            validation=validation,
+            output=unfinished,
+            seed=seed,
+            epochs=epochs,
+            device=device,
+            report=_Reporter(unfinished / LOG_FILE, say),
+        )
+        _load_fit(source)(context)
+        read_manifest(unfinished)
+        if not (unfinished / "model.py").is_file():
+            raise InputError(f"recipe {recipe} wrote no model.py; expected a submission folder.")
+        if output.exists():
+            shutil.rmtree(output)
+        unfinished.rename(output)
+
+
+class _Reporter:
+    """Writes a recipe's figures as JSON lines, and says them with the time that is left."""
+
+    def __init__(self, log: Path, say: Callable[[str], None]) -> None:
+        self._log, self._say = log, say
+        self._started = time.monotonic()
+
+    def __call__(self, figures: dict[str, float]) -> None:
+        spent = time.monotonic() - self._started
+        with self._log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**figures, "seconds": round(spent, 1)}) + "\n")
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if name != "epochs")
+        done, total = figures.get("epoch"), figures.get("epochs")
+        left = f"  {spent / done * (total - done):.0f} s left" if done and total else ""
+        self._say(f"{shown}  {spent:.0f} s{left}")
+
+
+def _load_fit(source: Path) -> Callable[[FitContext], None]:
+    torchvision_fix.install()
+    spec = importlib.util.spec_from_file_location(f"rove_recipe_{source.parent.name}", source)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{source} is no Python file.")
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "fit", None)):
+        raise InputError(f"{source} defines no fit(context).")
+    return module.fit  # type: ignore[no-any-return]

@@ -1,0 +1,367 @@
+"""A run: one submission over the cells of a suite, one record and one evidence file per cell.
+
+The folder of a run holds `run.json` and `cells/`. A cell is done when its record lies there; the record is written last
+and names the sha256 of its evidence, so that a crash at any moment loses at most the cell in flight and the same
+command goes on. Nothing in a record but its timing depends on when or how often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from bench.data.registry import load_collection
+from bench.embed import Embedded, Embedder
+from bench.errors import InputError, SubmissionError, UsageError
+from bench.evaluate import evaluate
+from bench.records import (
+    Cell,
+    Data,
+    Environment,
+    Record,
+    RunManifest,
+    Timing,
+    digest_of,
+    read_json,
+    to_json,
+)
+from bench.store import cache_folder, locked, sha256_of, write_atomic
+from bench.submission import Submission
+from bench.suites import CLEAN, Suite
+from bench.types import Collection, Image
+from bench.worker.host import WorkerSettings
+from shifts.canvas import canonical_canvas
+from shifts.catalogue import Shift, apply_shift, parse_shift
+
+PROTOCOL_VERSION = 1
+ISOLATION = "L0"
+_PARENT_PACKAGES = ("numpy", "pillow", "opencv-python-headless", "numba")
+_log = logging.getLogger("rove")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the command line says about a run, beside submission and suite."""
+
+    worker: WorkerSettings = WorkerSettings()
+    batch_size: int = 32
+    limit: int | None = None
+    data_dirs: Mapping[str, str] = field(default_factory=dict)
+    output: Path | None = None
+    overwrite: str = "missing"
+    command: str = ""
+
+
+class Observer(Protocol):
+    """Is told how a run goes on; the command line shows it as progress."""
+
+    def cell_started(self, cell: Cell, n_items: int) -> None: ...
+
+    def items_encoded(self, count: int) -> None: ...
+
+    def cell_finished(self, record: Record, reused: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run lies, and its records in the suite's order."""
+
+    folder: Path
+    manifest: RunManifest
+    records: tuple[Record, ...]
+
+    @property
+    def failed(self) -> tuple[Record, ...]:
+        return tuple(record for record in self.records if record.status != "ok")
+
+
+def run_suite(submission: Submission, suite: Suite, settings: RunSettings, observer: Observer) -> RunResult:
+    """Scores `submission` on every cell of `suite`; cells whose record is there already are left alone.
+
+    Raises:
+        SubmissionError: the submission cannot be loaded; failures within a cell become that cell's status instead.
+        InputError: a collection cannot be used.
+        UsageError: the output folder belongs to a run of other inputs, or another process writes to it.
+    """
+    manifest = build_manifest(submission, suite, settings)
+    folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest)[:8]}" / suite.label
+    with locked(folder), Embedder(submission, settings.worker, cache_folder(), settings.batch_size) as embedder:
+        manifest = _claim(folder, manifest, settings.overwrite)
+        runner = _Runner(folder, suite, submission, settings, embedder, observer)
+        records = tuple(runner.records())
+        if embedder.started:
+            loaded = embedder.loaded
+            manifest = manifest.model_copy(
+                update={"weights_sha256": loaded.weights_sha256, "parameters": loaded.parameters}
+            )
+            write_atomic(folder / "run.json", to_json(manifest))
+    return RunResult(folder, manifest, records)
+
+
+def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) -> RunManifest:
+    """What is known of a run before it starts."""
+    return RunManifest(
+        submission=submission.manifest,
+        label=submission.label,
+        args=dict(submission.args),
+        fingerprint=submission.fingerprint(),
+        parameters=submission.manifest.parameters.total,
+        suite=suite.label,
+        suite_id=suite.id,
+        seed=suite.seed,
+        device=settings.worker.device,
+        dtype=settings.worker.dtype,
+        batch_size=settings.batch_size,
+        limit=settings.limit,
+        rankable=settings.limit is None,
+        isolation=ISOLATION,
+        data_dirs=dict(settings.data_dirs),
+        command=settings.command,
+        environment=describe_environment(settings.worker.device, submission.manifest.requires),
+    )
+
+
+def describe_environment(device: str, requires: list[str]) -> Environment:
+    """This machine and the versions of what decides a result."""
+    names = dict.fromkeys((*_PARENT_PACKAGES, "torch", *requires))
+    return Environment(
+        rove=importlib.metadata.version("rove-bench"),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        processor=_processor(),
+        cores=os.cpu_count() or 1,
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        device=device,
+        versions={name: version for name in names if (version := _version(name))},
+    )
+
+
+def caption_ids(collection: Collection) -> list[str]:
+    """A stable id for every caption: its first image's id and its place among that image's captions."""
+    ids = [""] * len(collection.captions)
+    order = np.lexsort((collection.positives[:, 1], collection.positives[:, 0]))
+    place, previous = 0, -1
+    for image, caption in collection.positives[order]:
+        place = place + 1 if image == previous else 0
+        previous = image
+        ids[caption] = ids[caption] or f"{collection.images[image].id}#{place}"
+    return ids
+
+
+class _Runner:
+    """The cells of one run, one after the other."""
+
+    def __init__(
+        self,
+        folder: Path,
+        suite: Suite,
+        submission: Submission,
+        settings: RunSettings,
+        embedder: Embedder,
+        observer: Observer,
+    ) -> None:
+        self._folder, self._suite, self._settings = folder, suite, settings
+        self._embedder, self._observer = embedder, observer
+        self._inputs = (submission.fingerprint(), _versions_digest(submission), settings.worker.dtype)
+        self._collections: dict[str, tuple[Collection, str]] = {}
+
+    def records(self) -> Iterator[Record]:
+        for cell in self._suite.cells:
+            collection, source = self._collection(cell.collection)
+            key = self._key(cell, source)
+            record = self._finished(cell, key)
+            reused = record is not None
+            if record is None:
+                self._observer.cell_started(cell, self._work(cell, collection))
+                record = self._run(cell, key, collection, source)
+                write_atomic(self._path(cell, ".json"), to_json(record))
+            self._observer.cell_finished(record, reused)
+            yield record
+
+    def _run(self, cell: Cell, key: str, collection: Collection, source: str) -> Record:
+        started = time.perf_counter()
+        shift = _shift_of(cell)
+        family = "clean" if shift is None else shift[0].family
+        blank = Record(cell=cell, family=family, key=key, status="ok")
+        try:
+            images, texts = self._embed(cell, shift, collection)
+            evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions)
+        except SubmissionError as error:
+            self._embedder.close()
+            return blank.model_copy(update={"status": error.status, "reason": str(error)[:8000]})
+        write_atomic(self._path(cell, ".parquet"), evaluation.evidence)
+        return blank.model_copy(
+            update={
+                "flags": evaluation.flags,
+                "data": Data(
+                    revision=collection.revision,
+                    n_images=len(collection.images),
+                    n_captions=len(collection.captions),
+                    source_sha256=source,
+                    images_sha256=images.fed_sha256,
+                    captions_sha256=texts.fed_sha256,
+                ),
+                "dim": images.vectors.shape[1],
+                "embeddings_sha256": evaluation.embeddings_sha256,
+                "metrics": evaluation.metrics,
+                "evidence_sha256": sha256_of(self._path(cell, ".parquet")),
+                "timing": Timing(
+                    encode_images_ms=images.ms_per_item,
+                    encode_texts_ms=texts.ms_per_item,
+                    images_cached=images.cached,
+                    texts_cached=texts.cached,
+                    wall_s=time.perf_counter() - started,
+                ),
+            }
+        )
+
+    def _embed(
+        self, cell: Cell, shift: tuple[Shift, int] | None, collection: Collection
+    ) -> tuple[Embedded, Embedded]:
+        progress = self._observer.items_encoded
+        seed = self._suite.seed
+        modality = shift[0].modality if shift else ""
+        pictured = shift if modality == "image" else None
+        canvas = cell.shift != "clean"
+        images = self._embedder.images(
+            collection.images, _preparation(pictured, canvas, seed), [canvas, _identity_of(pictured, seed)], progress
+        )
+        captions, worded = list(collection.captions), shift if modality == "text" else None
+        if worded is not None:
+            ids = caption_ids(collection)
+            captions = [apply_shift(*worded, text, name, seed) for text, name in zip(captions, ids, strict=True)]
+        texts = self._embedder.texts(captions, _identity_of(worded, seed), progress)
+        return images, texts
+
+    def _collection(self, name: str) -> tuple[Collection, str]:
+        if name not in self._collections:
+            loaded = load_collection(
+                name, data_dirs=self._settings.data_dirs, offline=self._settings.worker.offline
+            ).head(self._suite.collections[name])
+            if len(loaded.images) != self._suite.collections[name]:
+                raise InputError(
+                    f"{name} has {len(loaded.images)} images; {self._suite.label} expects {self._suite.collections[name]}."
+                )
+            cut = loaded if self._settings.limit is None else loaded.head(self._settings.limit)
+            self._collections[name] = (cut, _source_digest(cut))
+        return self._collections[name]
+
+    def _key(self, cell: Cell, source: str) -> str:
+        shift = _shift_of(cell)
+        version = shift[0].version if shift else 0
+        settings = (self._settings.batch_size, self._settings.worker.device)
+        return digest_of(
+            PROTOCOL_VERSION, cell.model_dump(), version, self._suite.seed, source, *self._inputs, *settings
+        )
+
+    def _finished(self, cell: Cell, key: str) -> Record | None:
+        """The record of a cell that needs nothing more; a damaged one is set aside."""
+        path = self._path(cell, ".json")
+        if self._settings.overwrite == "always" or not path.exists():
+            return None
+        try:
+            record = read_json(path, Record)
+            if record.status == "ok" and sha256_of(self._path(cell, ".parquet")) != record.evidence_sha256:
+                raise InputError(f"{self._path(cell, '.parquet')} does not have the sha256 that its record states.")
+        except (InputError, OSError) as error:
+            _log.warning("%s Set aside as .bad and computed again.", error)
+            path.replace(path.with_suffix(".bad"))
+            return None
+        if record.status != "ok" and self._settings.overwrite == "missing":
+            return None
+        return record if record.key == key else None
+
+    def _path(self, cell: Cell, suffix: str) -> Path:
+        return self._folder / "cells" / f"{cell.slug}{suffix}"
+
+    def _work(self, cell: Cell, collection: Collection) -> int:
+        return len(collection.images) + len(set(collection.captions))
+
+
+def _preparation(
+    shift: tuple[Shift, int] | None, canvas: bool, seed: int
+) -> Callable[[Image], np.ndarray]:
+    """From an image to the pixels that the submission is fed; the order is the protocol's."""
+
+    def prepare(image: Image) -> np.ndarray:
+        decoded = image.decode()
+        pixels = np.asarray(canonical_canvas(decoded) if canvas else decoded)
+        return pixels if shift is None else apply_shift(*shift, pixels, image.id, seed)
+
+    return prepare
+
+
+def _shift_of(cell: Cell) -> tuple[Shift, int] | None:
+    return None if cell.shift in CLEAN else parse_shift(cell.shift)
+
+
+def _identity_of(shift: tuple[Shift, int] | None, seed: int) -> list[object]:
+    return [] if shift is None else [shift[0].name, shift[0].version, shift[1], seed]
+
+
+def _source_digest(collection: Collection) -> str:
+    return digest_of(
+        [(image.id, image.sha256) for image in collection.images],
+        list(collection.captions),
+        collection.positives.tolist(),
+        None if collection.labels is None else collection.labels.tolist(),
+    )
+
+
+def _claim(folder: Path, manifest: RunManifest, overwrite: str) -> RunManifest:
+    """Writes run.json, unless the folder holds a run of other inputs; keeps what that run had learned."""
+    path = folder / "run.json"
+    if path.exists() and overwrite != "always":
+        earlier = read_json(path, RunManifest)
+        changed = _difference(earlier, manifest)
+        if changed:
+            raise UsageError(
+                f"{folder} holds a run of other inputs ({', '.join(changed)} changed). "
+                "Choose another --output, or --overwrite always to replace it."
+            )
+        learned = {"weights_sha256": earlier.weights_sha256, "parameters": earlier.parameters}
+        manifest = manifest.model_copy(update=learned)
+    write_atomic(path, to_json(manifest))
+    return manifest
+
+
+_IDENTITY = ("fingerprint", "suite_id", "device", "dtype", "batch_size", "limit", "data_dirs")
+
+
+def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
+    changed = [name for name in _IDENTITY if getattr(earlier, name) != getattr(now, name)]
+    versions = earlier.environment.versions, now.environment.versions
+    return changed + [name for name in sorted({*versions[0], *versions[1]}) if versions[0].get(name) != versions[1].get(name)]
+
+
+def _identity(manifest: RunManifest) -> str:
+    return digest_of([getattr(manifest, name) for name in _IDENTITY], manifest.environment.versions)
+
+
+def _versions_digest(submission: Submission) -> dict[str, str]:
+    return describe_environment("", submission.manifest.requires).versions
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
