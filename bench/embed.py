@@ -73,8 +73,16 @@ class Embedder:
         self.close()
 
     @property
-    def loaded(self) -> Loaded:
-        """What was loaded; starts the worker if that has not happened yet."""
+    def loaded(self) -> Loaded | None:
+        """What was loaded; None if nothing had to be encoded so far."""
+        return self._loaded
+
+    def start(self) -> Loaded:
+        """Loads the submission, unless that has happened.
+
+        Raises:
+            SubmissionError: it cannot be loaded.
+        """
         return self._loaded or self._running().loaded
 
     def close(self) -> None:
@@ -127,7 +135,7 @@ class Embedder:
         return self._cached(key, len(unique), encode)
 
     def _key(self, tower: str, items: object, identity: object) -> str:
-        loaded = self.loaded
+        loaded = self.start()
         return digest_of(
             _CACHE_VERSION,
             tower,

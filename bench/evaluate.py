@@ -1,1 +1,95 @@
-"""From embeddings to a cell's result: normalise, rank exactly, keep the evidence, score it."""
+"""From embeddings to a cell's result: normalise, rank exactly, keep the evidence, compute the metrics from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from bench.errors import ProtocolError
+from bench.evidence import Evidence, pack_evidence
+from bench.retrieval.exact import Positives, positives_by, positives_by_label, rank_positives
+from bench.scoring import Metrics, find_flags, score_evidence
+from bench.types import Collection, Direction
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of one cell, but for who produced it."""
+
+    evidence: bytes
+    metrics: Metrics
+    flags: tuple[str, ...]
+    embeddings_sha256: dict[Literal["images", "texts"], str]
+
+
+def evaluate(
+    collection: Collection,
+    images: Float[np.ndarray, "n_images dim"],
+    texts: Float[np.ndarray, "n_captions dim"],
+    directions: Sequence[Direction],
+) -> Evaluation:
+    """Ranks every direction and scores it; embeddings may have any norm but zero.
+
+    Raises:
+        ProtocolError: images and texts do not lie in one space.
+    """
+    if images.shape[1] != texts.shape[1]:
+        raise ProtocolError(
+            f"images have {images.shape[1]} dimensions and texts {texts.shape[1]}; expected one shared space."
+        )
+    image_units, text_units = to_unit(images), to_unit(texts)
+    evidence = {name: rank_direction(name, collection, image_units, text_units) for name in directions}
+    return Evaluation(
+        evidence=pack_evidence(evidence),
+        metrics=score_evidence(evidence, len(collection.images)),
+        flags=find_flags(evidence),
+        embeddings_sha256={"images": _digest(images), "texts": _digest(texts)},
+    )
+
+
+def rank_direction(
+    direction: Direction,
+    collection: Collection,
+    images: Float[np.ndarray, "n_images dim"],
+    texts: Float[np.ndarray, "n_captions dim"],
+) -> Evidence:
+    """The evidence of one direction, from unit vectors."""
+    n_images, pairs = len(collection.images), collection.positives
+    everyone = np.arange(n_images)
+    if direction == "i2t":
+        return _rank(everyone, everyone, images, texts, positives_by(0, pairs, n_images), None)
+    if direction == "t2i":
+        positives = positives_by(1, pairs, len(collection.captions))
+        first_image = positives.items[positives.offsets[:-1]]
+        return _rank(np.arange(len(texts)), first_image, texts, images, positives, None)
+    if collection.labels is None:
+        raise ProtocolError(f"{collection.name} has no labels; image-to-image retrieval needs them.")
+    queries, positives = positives_by_label(collection.labels)
+    return _rank(queries, queries, images[queries], images, positives, queries)
+
+
+def to_unit(vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
+    """The vectors at length 1, float32, whatever their scale was."""
+    scaled = vectors / np.abs(vectors).max(axis=1, keepdims=True)
+    return np.ascontiguousarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), np.float32)
+
+
+def _rank(
+    queries: np.ndarray,
+    images: np.ndarray,
+    query_vectors: np.ndarray,
+    gallery: np.ndarray,
+    positives: Positives,
+    excluded: np.ndarray | None,
+) -> Evidence:
+    ranking = rank_positives(query_vectors, gallery, positives, excluded)
+    return Evidence(queries.astype(np.int32), images.astype(np.int32), *ranking)
+
+
+def _digest(vectors: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(vectors, np.float32).data).hexdigest()

@@ -53,7 +53,7 @@ _log = logging.getLogger("rove")
 class RunSettings:
     """What the command line says about a run, beside submission and suite."""
 
-    worker: WorkerSettings = WorkerSettings()
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
     batch_size: int = 32
     limit: int | None = None
     data_dirs: Mapping[str, str] = field(default_factory=dict)
@@ -99,8 +99,7 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         manifest = _claim(folder, manifest, settings.overwrite)
         runner = _Runner(folder, suite, submission, settings, embedder, observer)
         records = tuple(runner.records())
-        if embedder.started:
-            loaded = embedder.loaded
+        if (loaded := embedder.loaded) is not None:
             manifest = manifest.model_copy(
                 update={"weights_sha256": loaded.weights_sha256, "parameters": loaded.parameters}
             )
@@ -182,6 +181,7 @@ class _Runner:
             record = self._finished(cell, key)
             reused = record is not None
             if record is None:
+                self._embedder.start()
                 self._observer.cell_started(cell, self._work(cell, collection))
                 record = self._run(cell, key, collection, source)
                 write_atomic(self._path(cell, ".json"), to_json(record))
@@ -225,9 +225,7 @@ class _Runner:
             }
         )
 
-    def _embed(
-        self, cell: Cell, shift: tuple[Shift, int] | None, collection: Collection
-    ) -> tuple[Embedded, Embedded]:
+    def _embed(self, cell: Cell, shift: tuple[Shift, int] | None, collection: Collection) -> tuple[Embedded, Embedded]:
         progress = self._observer.items_encoded
         seed = self._suite.seed
         modality = shift[0].modality if shift else ""
@@ -245,15 +243,13 @@ class _Runner:
 
     def _collection(self, name: str) -> tuple[Collection, str]:
         if name not in self._collections:
-            loaded = load_collection(
-                name, data_dirs=self._settings.data_dirs, offline=self._settings.worker.offline
-            ).head(self._suite.collections[name])
-            if len(loaded.images) != self._suite.collections[name]:
-                raise InputError(
-                    f"{name} has {len(loaded.images)} images; {self._suite.label} expects {self._suite.collections[name]}."
-                )
-            cut = loaded if self._settings.limit is None else loaded.head(self._settings.limit)
-            self._collections[name] = (cut, _source_digest(cut))
+            expected = self._suite.collections[name]
+            offline = self._settings.worker.offline
+            found = load_collection(name, data_dirs=self._settings.data_dirs, offline=offline)
+            if len(found.images) < expected:
+                raise InputError(f"{name} has {len(found.images)} images; {self._suite.label} expects {expected}.")
+            collection = found.head(min(expected, self._settings.limit or expected))
+            self._collections[name] = (collection, _source_digest(collection))
         return self._collections[name]
 
     def _key(self, cell: Cell, source: str) -> str:
@@ -288,9 +284,7 @@ class _Runner:
         return len(collection.images) + len(set(collection.captions))
 
 
-def _preparation(
-    shift: tuple[Shift, int] | None, canvas: bool, seed: int
-) -> Callable[[Image], np.ndarray]:
+def _preparation(shift: tuple[Shift, int] | None, canvas: bool, seed: int) -> Callable[[Image], np.ndarray]:
     """From an image to the pixels that the submission is fed; the order is the protocol's."""
 
     def prepare(image: Image) -> np.ndarray:
@@ -341,7 +335,9 @@ _IDENTITY = ("fingerprint", "suite_id", "device", "dtype", "batch_size", "limit"
 def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
     changed = [name for name in _IDENTITY if getattr(earlier, name) != getattr(now, name)]
     versions = earlier.environment.versions, now.environment.versions
-    return changed + [name for name in sorted({*versions[0], *versions[1]}) if versions[0].get(name) != versions[1].get(name)]
+    return changed + [
+        name for name in sorted({*versions[0], *versions[1]}) if versions[0].get(name) != versions[1].get(name)
+    ]
 
 
 def _identity(manifest: RunManifest) -> str:

@@ -111,7 +111,9 @@ def scaffold(name: str, folder: Path) -> Path:
         UsageError: the name is not allowed, or the folder exists.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", name):
-        raise UsageError(f"'{name}' is no name for a submission; expected lower-case letters, digits, '-', '_' and '.'.")
+        raise UsageError(
+            f"'{name}' is no name for a submission; expected lower-case letters, digits, '-', '_' and '.'."
+        )
     if folder.exists():
         raise UsageError(f"{folder} exists; choose another --output.")
     template = _submissions_folder() / "scaffold"

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from bench.cli.console import Json, flatten, print_json, print_note, print_table
-from bench.errors import InputError, UsageError, unknown_name
+from bench.errors import UsageError, unknown_name
 
 Rows = list[dict[str, Any]]
 
 
-def list_things(kind: Annotated[str, typer.Argument(help="submissions, recipes, shifts, datasets or suites")], as_json: Json = False) -> None:
+def list_things(
+    kind: Annotated[str, typer.Argument(help="submissions, recipes, shifts, datasets or suites")], as_json: Json = False
+) -> None:
     """List the submissions, recipes, shifts, datasets or suites that there are."""
     if kind not in _LISTS:
         raise unknown_name("kind", kind, _LISTS, "rove list --help")
@@ -138,3 +140,52 @@ def _in_list(rows: Callable[[], Rows]) -> Callable[[str], dict[str, Any] | None]
 
 def _brief(value: object) -> str:
     return " ".join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _datasets() -> Rows:
+    from bench.data.registry import DATASETS
+
+    return [
+        {"name": name, "splits": list(dataset.splits), "license": dataset.license, "notes": dataset.notes}
+        for name, dataset in DATASETS.items()
+    ]
+
+
+def _describe_dataset(name: str) -> dict[str, Any] | None:
+    from bench.data.registry import DATASETS, load_collection
+
+    if name in DATASETS:
+        from bench.data.registry import describe as describe_known
+
+        return describe_known(name)
+    if ":" not in name and name.partition("/")[0] not in DATASETS:
+        return None
+    collection = load_collection(name)
+    per_image = len(collection.positives) / len(collection.images)
+    return {
+        "name": collection.name,
+        "images": len(collection.images),
+        "captions": len(collection.captions),
+        "captions_per_image": round(per_image, 2),
+        "directions": list(collection.directions),
+        "classes": None if collection.label_names is None else len(collection.label_names),
+        "first_image": collection.images[0].id,
+        "first_caption": collection.captions[0],
+        "revision": collection.revision,
+    }
+
+
+_LISTS: dict[str, Callable[[], Rows]] = {
+    "submissions": _submissions,
+    "recipes": _recipes,
+    "shifts": _shifts,
+    "datasets": _datasets,
+    "suites": _suites,
+}
+_DESCRIPTIONS: dict[str, Callable[[str], dict[str, Any] | None]] = {
+    "submission": _describe_submission,
+    "recipe": _in_list(_recipes),
+    "shift": _in_list(_shifts),
+    "dataset": _describe_dataset,
+    "suite": _describe_suite,
+}

@@ -82,7 +82,9 @@ def fit(
     recipe: Annotated[str, typer.Argument(help="A name from `rove list recipes`.", metavar="RECIPE")],
     train: Annotated[str, typer.Option(help="The data set to learn from: NAME[/SPLIT] or FORMAT:PATH[/SPLIT].")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The submission folder to make.")],
-    validation: Annotated[str | None, typer.Option("--val", help="Data set for choices; default: held out of --train.")] = None,
+    validation: Annotated[
+        str | None, typer.Option("--val", help="Data set for choices; default: held out of --train.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same weights on the same machine.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
     device: Device = "cpu",

@@ -6,6 +6,7 @@ from which captions are read at once and encoded images one by one. The commit i
 
 from __future__ import annotations
 
+import tarfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,16 +68,17 @@ def _fetch(source: HubSource, name: str, split: str, *, offline: bool) -> Path:
             local_files_only=offline,
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise _unavailable(source, name, split, offline=offline) from error
+        raise _unavailable(source, name, split, str(error), offline=offline) from error
     if not any(Path(folder, split).glob("*.tar")):
-        raise _unavailable(source, name, split, offline=offline)
+        raise _unavailable(source, name, split, f"{source.repository} has no {split}/*.tar", offline=offline)
     return Path(folder)
 
 
-def _unavailable(source: HubSource, name: str, split: str, *, offline: bool) -> InputError:
+def _unavailable(source: HubSource, name: str, split: str, cause: str, *, offline: bool) -> InputError:
+    offline_cause = "is not in the hub's cache, and --offline forbids fetching it"
+    reason = offline_cause if offline else f"cannot be fetched: {' '.join(cause.split())[:200]}"
     commit = f" --revision {source.commit}" if source.commit else ""
     fetch = f"hf download --repo-type dataset {source.repository}{commit} --include '{split}/*'"
-    reason = "is not in the hub's cache, and --offline forbids fetching it" if offline else "cannot be fetched"
     local = f"--data-dir {name}=FORMAT:PATH"
     return InputError(
         f"{name}/{split} {reason}. Run `{fetch}` where there is a network, or name a local copy: {local}."
@@ -89,7 +91,7 @@ def _read_table(shards: list[Path], split: str) -> datasets.Dataset:
     files = {split: [str(shard) for shard in shards]}
     try:
         return datasets.load_dataset("webdataset", data_files=files, split=split)
-    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+    except (datasets.exceptions.DatasetsError, tarfile.TarError, ValueError, OSError) as error:
         reason = error.__cause__ or error
         raise InputError(
             f"{shards[0].parent}: `datasets` cannot read the shards: {reason}. Fetch them again."

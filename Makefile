@@ -1,0 +1,42 @@
+# `make demo` and `make test` create the environment they need; everything lands in .venv/ and out/.
+
+PYTHON ?= python3
+BIN := .venv/bin
+ROVE := $(BIN)/rove
+export ROVE_CACHE ?= $(CURDIR)/out/cache
+export MALLOC_ARENA_MAX ?= 2
+
+.PHONY: demo test test-slow check bench clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Rove needs Python 3.11 or later; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,pocket,dev]'
+	@touch $@
+
+# Scores the shipped submission on the embedded suite and builds the site from the result.
+demo: .venv/.installed
+	$(ROVE) run tiny --suite demo-v1 --output out/demo/run
+	$(ROVE) bundle out/demo/run --output out/demo/bundle --overwrite
+	$(ROVE) site build out/demo/bundle --output out/demo/site
+	@echo "Open $(CURDIR)/out/demo/site/index.html"
+
+# What CI runs: lint, types, import rules, tests.
+test: .venv/.installed check
+	$(BIN)/python -m pytest
+
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The long tests: minutes each.
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/.installed
+	$(BIN)/python tests/benchmarks/bench_overhead.py
+
+clean:
+	rm -rf out .venv
