@@ -13,10 +13,11 @@ import numpy as np
 from bench.data.scenes import load_scenes
 from bench.embed import checked_vectors
 from bench.errors import ProtocolError, SubmissionError
+from bench.records import CLEAN
 from bench.run import RunSettings
-from bench.stats import smallest_detectable_difference
+from bench.stats import detectable_difference
 from bench.submission import Submission
-from bench.suites import CLEAN, Suite, list_suites
+from bench.suites import Suite, list_suites
 from bench.worker.host import Worker, WorkerSettings
 from shifts.catalogue import parse_shift
 
@@ -113,7 +114,7 @@ def plan_run(submission: Submission, suite: Suite, settings: RunSettings) -> Pla
         n_images=n_images,
         seconds=estimate_seconds(suite, speed, settings.limit),
         disk_bytes=BYTES_PER_QUERY * sum(per_cell),
-        detectable_pp=100 * smallest_detectable_difference(n_images),
+        detectable_pp=100 * detectable_difference(n_images),
     )
 
 

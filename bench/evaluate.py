@@ -12,7 +12,8 @@ from jaxtyping import Float
 
 from bench.errors import ProtocolError
 from bench.evidence import Evidence, pack_evidence
-from bench.retrieval.exact import Positives, positives_by, positives_by_label, rank_positives
+from bench.metrics import Ranks
+from bench.retrieval.exact import positives_of_labels, positives_of_pairs, rank_positives
 from bench.scoring import Metrics, find_flags, score_evidence
 from bench.types import Collection, Direction
 
@@ -58,37 +59,33 @@ def rank_direction(
     images: Float[np.ndarray, "n_images dim"],
     texts: Float[np.ndarray, "n_captions dim"],
 ) -> Evidence:
-    """The evidence of one direction, from unit vectors."""
-    n_images, pairs = len(collection.images), collection.positives
-    everyone = np.arange(n_images)
-    if direction == "i2t":
-        return _rank(everyone, everyone, images, texts, positives_by(0, pairs, n_images), None)
-    if direction == "t2i":
-        positives = positives_by(1, pairs, len(collection.captions))
-        first_image = positives.items[positives.offsets[:-1]]
-        return _rank(np.arange(len(texts)), first_image, texts, images, positives, None)
-    if collection.labels is None:
+    """The evidence of one direction, from unit vectors; a caption belongs to the first image that it goes with.
+
+    Raises:
+        ProtocolError: `i2i` is asked of a collection without labels.
+    """
+    if direction == "i2i" and collection.labels is None:
         raise ProtocolError(f"{collection.name} has no labels; image-to-image retrieval needs them.")
-    queries, positives = positives_by_label(collection.labels)
-    return _rank(queries, queries, images[queries], images, positives, queries)
+    if direction == "i2i":
+        positives, asked, gallery = positives_of_labels(collection.labels), images, images
+    else:
+        positives = positives_of_pairs(collection.positives, direction)
+        asked, gallery = (texts, images) if direction == "t2i" else (images, texts)
+    ranking = rank_positives(asked, gallery, positives, exclude_self=direction == "i2i")
+    first_items = positives.items[positives.offsets[:-1]]
+    return Evidence(
+        queries=positives.queries.astype(np.int32),
+        images=(first_items if direction == "t2i" else positives.queries).astype(np.int32),
+        ranks=Ranks(ranking.offsets, ranking.pessimistic, ranking.optimistic),
+        items=ranking.items,
+        top=ranking.top,
+    )
 
 
 def to_unit(vectors: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n dim"]:
     """The vectors at length 1, float32, whatever their scale was."""
     scaled = vectors / np.abs(vectors).max(axis=1, keepdims=True)
     return np.ascontiguousarray(scaled / np.linalg.norm(scaled, axis=1, keepdims=True), np.float32)
-
-
-def _rank(
-    queries: np.ndarray,
-    images: np.ndarray,
-    query_vectors: np.ndarray,
-    gallery: np.ndarray,
-    positives: Positives,
-    excluded: np.ndarray | None,
-) -> Evidence:
-    ranking = rank_positives(query_vectors, gallery, positives, excluded)
-    return Evidence(queries.astype(np.int32), images.astype(np.int32), *ranking)
 
 
 def _digest(vectors: np.ndarray) -> str:

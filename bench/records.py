@@ -28,6 +28,7 @@ from bench.errors import InputError, describe_validation
 from bench.types import Direction
 
 MAX_JSON_BYTES = 4 << 20
+CLEAN = ("clean", "clean_canvas")
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Line = Annotated[str, StringConstraints(max_length=500)]
@@ -72,6 +73,7 @@ class Cell(_Strict):
 
     collection: Line
     shift: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(:[1-5])?$")]
+    baseline: Line = Field(default="", description="the collection whose clean canvas it is measured against")
     threat_model: Line = ""
     directions: tuple[Direction, ...]
 
@@ -86,13 +88,14 @@ class Cell(_Strict):
         return re.sub(r"[^a-z0-9_]+", "-", self.id.lower())
 
     @property
-    def shift_name(self) -> str:
-        return self.shift.partition(":")[0]
+    def change(self) -> str:
+        """What is changed, without a severity: a shift's name, or the collection that stands in for another."""
+        return self.collection if self.baseline else self.shift.partition(":")[0]
 
     @property
-    def severity(self) -> int:
-        """1 to 5; 0 where there is none."""
-        return int(self.shift.partition(":")[2] or 0)
+    def is_clean(self) -> bool:
+        """Whether nothing is changed, so that there is no degradation to speak of."""
+        return self.shift in CLEAN and not self.baseline
 
 
 class Estimate(_Strict):

@@ -25,6 +25,7 @@ from bench.embed import Embedded, Embedder
 from bench.errors import InputError, SubmissionError, UsageError
 from bench.evaluate import evaluate
 from bench.records import (
+    CLEAN,
     Cell,
     Data,
     Environment,
@@ -37,7 +38,7 @@ from bench.records import (
 )
 from bench.store import cache_folder, locked, sha256_of, write_atomic
 from bench.submission import Submission
-from bench.suites import CLEAN, Suite
+from bench.suites import Suite
 from bench.types import Collection, Image
 from bench.worker.host import WorkerSettings
 from shifts.canvas import canonical_canvas
@@ -191,7 +192,7 @@ class _Runner:
     def _run(self, cell: Cell, key: str, collection: Collection, source: str) -> Record:
         started = time.perf_counter()
         shift = _shift_of(cell)
-        family = "clean" if shift is None else shift[0].family
+        family = shift[0].family if shift else "domain" if cell.baseline else "clean"
         blank = Record(cell=cell, family=family, key=key, status="ok")
         try:
             images, texts = self._embed(cell, shift, collection)

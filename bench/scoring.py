@@ -9,75 +9,68 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.evidence import Evidence
-from bench.metrics import HIT_CUTOFFS, METRICS, Ranks, has_ties, per_query
+from bench.metrics import HIT_CUTOFFS, METRICS, has_ties, hit, rsum, score_queries, summarise
 from bench.records import Estimate, estimate
-from bench.stats import interval, median_rank, resampled_means, resampled_medians
+from bench.stats import bootstrap, cluster_counts, cluster_sums, interval, median_replicates, median_terms
 from bench.types import Direction
 
 Metrics = dict[Direction | Literal["both"], dict[str, Estimate]]
-CROSS_MODAL = ("t2i", "i2t")
+CROSS_MODAL: tuple[Direction, Direction] = ("t2i", "i2t")
+_IDS = [metric.id for metric in METRICS]
+_HITS = [_IDS.index(f"hit@{k}") for k in HIT_CUTOFFS]
 
 
 def score_evidence(evidence: Mapping[Direction, Evidence], n_images: int) -> Metrics:
-    """Every metric of every direction with its interval, and RSUM and mean R@1 where both directions are there."""
-    metrics: Metrics = {}
-    replicates: dict[str, np.ndarray] = {}
-    values: dict[str, np.ndarray] = {}
-    for direction, part in evidence.items():
-        ranks = ranks_of(part)
-        table = per_query(ranks)
-        values[direction] = table.mean(axis=0)
-        replicates[direction] = resampled_means(table, part.images, n_images)
-        metrics[direction] = _estimates(values[direction], replicates[direction])
-        metrics[direction]["median_rank"] = _with_interval(
-            median_rank(ranks.best), resampled_medians(ranks.best, part.images, n_images)
-        )
-    if set(CROSS_MODAL) <= set(values):
+    """Every metric of every direction with its interval; under `both`, RSUM and the mean R@1 of `t2i` and `i2t`."""
+    tables = {name: score_queries(part.ranks) for name, part in evidence.items()}
+    replicates = _replicates(evidence, tables, n_images)
+    values = {name: summarise(table) for name, table in tables.items()}
+    metrics: Metrics = {
+        name: {_IDS[i]: _estimate(values[name][i], replicates[name][:, i]) for i in range(len(_IDS))}
+        for name in evidence
+    }
+    if set(CROSS_MODAL) <= set(evidence):
+        hits = [values[name][_HITS] for name in CROSS_MODAL]
+        hit_replicates = [replicates[name][:, _HITS] for name in CROSS_MODAL]
         metrics["both"] = {
-            name: _with_interval(
-                float(combine([values[d] for d in CROSS_MODAL])), combine([replicates[d] for d in CROSS_MODAL])
-            )
-            for name, combine in (("rsum", _rsum), ("hit@1", _mean_r1))
+            "rsum": _estimate(rsum(*hits), rsum(*hit_replicates)),
+            "hit@1": _estimate(np.mean(hits, axis=0)[0], np.mean(hit_replicates, axis=0)[:, 0]),
         }
     return metrics
 
 
 def mean_r1(evidence: Mapping[Direction, Evidence], n_images: int) -> tuple[float, Float[np.ndarray, " n_resamples"]]:
-    """R@1 averaged over the cell's cross-modal directions (or `i2i`, if it has no other), and its resamples."""
-    directions = [name for name in CROSS_MODAL if name in evidence] or list(evidence)
-    values, replicates = [], []
-    for name in directions:
-        hits = (ranks_of(evidence[name]).best <= 1).astype(np.float64)[:, None]  # type: ignore[index]
-        values.append(float(hits.mean()))
-        replicates.append(resampled_means(hits, evidence[name].images, n_images)[:, 0])  # type: ignore[index]
-    return float(np.mean(values)), np.mean(replicates, axis=0)
+    """R@1 averaged over the cell's cross-modal directions (or over all, if it has none of them), and its resamples."""
+    parts = [evidence[name] for name in CROSS_MODAL if name in evidence] or list(evidence.values())
+    hits = [hit(part.ranks, 1) for part in parts]
+    sums = np.hstack([cluster_sums(h[:, None], part.images, n_images) for h, part in zip(hits, parts, strict=True)])
+    counts = np.stack([cluster_counts(part.images, n_images) for part in parts], axis=1)
+    return float(np.mean([h.mean() for h in hits])), bootstrap(sums, counts).mean(axis=1)
 
 
 def find_flags(evidence: Mapping[Direction, Evidence]) -> tuple[str, ...]:
     """What a reader should know: `ties:DIRECTION` where R@k depends on how ties are counted."""
-    return tuple(f"ties:{name}" for name, part in evidence.items() if has_ties(ranks_of(part)))
+    return tuple(f"ties:{name}" for name, part in evidence.items() if has_ties(part.ranks))
 
 
-def ranks_of(part: Evidence) -> Ranks:
-    """The ranks in a direction's evidence."""
-    return Ranks(part.offsets, part.pessimistic, part.optimistic)
+def _replicates(
+    evidence: Mapping[Direction, Evidence], tables: Mapping[Direction, np.ndarray], n_images: int
+) -> dict[Direction, Float[np.ndarray, "n_resamples n_metrics"]]:
+    """Every metric in every resample: one product for all directions."""
+    medians = [i for i, metric in enumerate(METRICS) if metric.summary == "median"]
+    sums, counts = [], []
+    for name, part in evidence.items():
+        terms = tables[name].copy()
+        terms[:, medians] = np.stack([median_terms(tables[name][:, i]) for i in medians], axis=1)
+        sums.append(cluster_sums(terms, part.images, n_images))
+        counts.append(np.repeat(cluster_counts(part.images, n_images)[:, None], len(METRICS), axis=1))
+    drawn = np.split(bootstrap(np.hstack(sums), np.hstack(counts)), len(sums), axis=1)
+    for name, replicates in zip(evidence, drawn, strict=True):
+        for i in medians:
+            replicates[:, i] = median_replicates(replicates[:, i], tables[name][:, i])
+    return dict(zip(evidence, drawn, strict=True))
 
 
-def _estimates(values: np.ndarray, replicates: np.ndarray) -> dict[str, Estimate]:
-    low, high = interval(replicates)
-    return {name: estimate(values[i], low[i], high[i]) for i, name in enumerate(METRICS)}
-
-
-def _with_interval(value: float, replicates: np.ndarray) -> Estimate:
-    low, high = interval(replicates)
-    return estimate(value, float(low), float(high))
-
-
-def _rsum(directions: list[np.ndarray]) -> np.ndarray:
-    columns = [list(METRICS).index(f"hit@{k}") for k in HIT_CUTOFFS]
-    return np.asarray(100 * sum(table[..., column] for table in directions for column in columns))
-
-
-def _mean_r1(directions: list[np.ndarray]) -> np.ndarray:
-    column = list(METRICS).index("hit@1")
-    return np.asarray(sum(table[..., column] for table in directions) / len(directions))
+def _estimate(value: float | np.ndarray, replicates: np.ndarray) -> Estimate:
+    ends = interval(replicates)
+    return estimate(float(value), ends.low, ends.high)

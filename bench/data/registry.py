@@ -17,10 +17,18 @@ SPLIT_NAMES = frozenset({"train", "val", "validation", "dev", "test"})
 
 
 class Counts(NamedTuple):
-    """How many images and captions a split has."""
+    """How many images and captions a split has; captions are None where only images are counted."""
 
     images: int
-    captions: int
+    captions: int | None = None
+
+    def __str__(self) -> str:
+        captions = "" if self.captions is None else f" and {self.captions:,} captions"
+        return f"{self.images:,} images{captions}"
+
+    def agree_with(self, found: Counts) -> bool:
+        """Whether `found` has as many of what is counted here."""
+        return self.images == found.images and self.captions in (None, found.captions)
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,13 @@ PHOTOS: Mapping[str, Dataset] = {
 
 RENDERED: Mapping[str, Dataset] = {
     name: Dataset(
-        title=name.replace("-", ", ").capitalize(),
-        splits={"train": None, "val": None, "test": None},
+        title=f"Scenes: {scenes.description}",
+        splits={split: Counts(n_images) for split, n_images in scenes.splits.items()},
         license="MIT: rendered by Rove",
         homepage="",
         notes="Drawn on this machine from seeds; needs no download and no network.",
     )
-    for name in SCENES
+    for name, scenes in SCENES.items()
 }
 
 DATASETS: Mapping[str, Dataset] = {**PHOTOS, **RENDERED}
@@ -177,7 +185,7 @@ def describe(name: str) -> dict[str, object]:
         "notes": known.notes,
         "hub": known.hub and known.hub.repository,
         "commit": known.hub and known.hub.commit,
-        "local": [f"--data-dir {name}={form}:PATH" for form in FORMATS] if known.hub else [],
+        "local": [f"--data-dir {name}={form}:PATH" for form in FORMATS if form != "classes"] if known.hub else [],
     }
 
 
@@ -226,9 +234,6 @@ def _load_known(name: str, split: str, local: DatasetSpec | None, *, offline: bo
 
 def _check_counts(collection: Collection, expected: Counts | None, name: str) -> None:
     found = Counts(len(collection.images), len(collection.captions))
-    if expected not in (None, found):
-        raise InputError(
-            f"{collection.name} has {found.images:,} images and {found.captions:,} captions; "
-            f"expected {expected.images:,} and {expected.captions:,}. "
-            f"Complete the copy, or fetch the data again (`rove describe {name}`)."
-        )
+    if expected is not None and not expected.agree_with(found):
+        remedy = f"Complete the copy, or fetch the data again (`rove describe {name}`)."
+        raise InputError(f"{collection.name} has {found}; expected {expected}. {remedy}")

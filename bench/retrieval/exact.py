@@ -1,166 +1,304 @@
-"""Exact ranking by blocks: the ranks of all positives of every query, never the sorted matrix.
-
-One matrix product scores a block of queries against the whole gallery; one pass over each row counts, for every
-positive, how many irrelevant items score at least as high, and how many higher. A block holds at most `BLOCK_BYTES`
-of scores, so that memory does not depend on the number of queries. A positive's score comes from the same product as
-the others': taken from a separate one it would tie or not by rounding.
+"""Exact ranks of all positives of every query, one block of scores at a time: the full matrix is never held, let alone
+sorted. All scores of a query come from one matrix product whose sides are padded to multiples of 64, so that equal
+vectors get equal scores and a constant encoder is never better than chance. Importing this module loads numba.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, ParamSpec, TypeVar, cast
 
-import numba
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
+from numba import get_num_threads, njit
 
 from bench.errors import InputError
+from bench.metrics import Ranks, check_offsets, rises_within_queries
 
-BLOCK_BYTES = 128 << 20
-TOP = 10
-_LANES = 64
+BLOCK_BYTES = 64 << 20
+TILE = 64
 
-
-class Positives(NamedTuple):
-    """Which gallery items are relevant to each query: those of query q are `items[offsets[q]:offsets[q + 1]]`."""
-
-    offsets: Int[np.ndarray, " n_queries+1"]
-    items: Int[np.ndarray, " n_positives"]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Ranking(NamedTuple):
-    """Where each query's positives stand, best first.
+@dataclass(frozen=True, eq=False)
+class Positives:
+    """Which gallery items are right for which query.
+
+    The positives of query q are `items[offsets[q]:offsets[q + 1]]`.
 
     Args:
-        offsets: as in `Positives`, (n_queries + 1,) int64.
-        items: the positives of each query by falling score, (n_positives,) int32.
-        pessimistic: for the j-th of them (from 0), 1 + j + #{irrelevant items that score at least as high}, int32.
-        optimistic: the same, counting only irrelevant items that score higher, int32.
-        top: the ten best items of each query, ties by lower index, -1 where the gallery is smaller, (n_queries, 10) int32.
+        queries: the row of the query matrix that each query is, (n_queries,) int64.
+        offsets: (n_queries + 1,) int64; every query has at least one positive.
+        items: rows of the gallery matrix, rising within a query, (n_pairs,) int64.
+
+    Raises:
+        InputError: a query has no positive, or an item twice.
     """
 
-    offsets: Int[np.ndarray, " n_queries+1"]
-    items: Int[np.ndarray, " n_positives"]
-    pessimistic: Int[np.ndarray, " n_positives"]
-    optimistic: Int[np.ndarray, " n_positives"]
-    top: Int[np.ndarray, "n_queries 10"]
+    queries: Int[np.ndarray, " n_queries"]
+    offsets: Int[np.ndarray, " n_queries_plus_1"]
+    items: Int[np.ndarray, " n_pairs"]
+
+    def __post_init__(self) -> None:
+        check_offsets(self.offsets, self.items.size)
+        if self.queries.shape != (self.offsets.size - 1,):
+            raise InputError(f"queries have shape {self.queries.shape}; expected ({self.offsets.size - 1},).")
+        if not rises_within_queries(self.offsets, self.items).all():
+            raise InputError("the positives of a query do not rise; expected each item once, in order.")
 
 
-def positives_by(column: int, pairs: Int[np.ndarray, "n_pairs 2"], n_queries: int) -> Positives:
-    """The positives when column `column` of the pairs holds the queries (0: images, 1: captions)."""
-    order = np.lexsort((pairs[:, 1 - column], pairs[:, column]))
-    counts = np.bincount(pairs[:, column], minlength=n_queries)
-    return Positives(_offsets(counts), pairs[order, 1 - column].astype(np.int64))
+def positives_of_pairs(pairs: Int[np.ndarray, "n_pairs 2"], direction: Literal["t2i", "i2t"]) -> Positives:
+    """The positives of all captions (`t2i`) or all images (`i2t`) of a collection; repeated pairs count once.
+
+    Args:
+        pairs: rows (image index, caption index), as `Collection.positives`.
+        direction: `t2i` asks with captions for images, `i2t` the other way round.
+    """
+    columns = pairs[:, ::-1] if direction == "t2i" else pairs
+    queries, items = np.unique(columns, axis=0).T.astype(np.int64)
+    found, starts = np.unique(queries, return_index=True)
+    return Positives(found, np.append(starts, queries.size).astype(np.int64), np.ascontiguousarray(items))
 
 
-def positives_by_label(labels: Int[np.ndarray, " n_images"]) -> tuple[np.ndarray, Positives]:
-    """The images that have another one of their label, and those others: queries and positives of `i2i`."""
-    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    queries = np.flatnonzero(counts[inverse] > 1)
-    members = [np.flatnonzero(inverse == label) for label in range(len(counts))]
-    items = [others[others != query] for query in queries for others in (members[inverse[query]],)]
-    lengths = np.array([len(others) for others in items], dtype=np.int64)
-    return queries, Positives(_offsets(lengths), np.concatenate(items) if items else np.zeros(0, np.int64))
+def positives_of_labels(labels: Int[np.ndarray, " n_images"]) -> Positives:
+    """The positives of every image in image-to-image retrieval: the other images of its label.
+
+    An image that is alone with its label can find nothing and asks nothing: it stays in the gallery and is not among
+    the queries, so `labels.size - positives.queries.size` were dropped.
+
+    Args:
+        labels: class of each image, as `Collection.labels`.
+
+    Raises:
+        InputError: no two images share a label.
+    """
+    _, label_places, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    queries = np.flatnonzero(sizes[label_places] > 1)
+    if not queries.size:
+        raise InputError(f"none of {labels.size} images shares its label with another; expected at least two that do.")
+    by_label = np.argsort(label_places, kind="stable")
+    firsts = (np.cumsum(sizes) - sizes)[label_places[queries]]
+    counts = sizes[label_places[queries]]
+    ends = np.cumsum(counts)
+    members = by_label[np.arange(ends[-1]) + np.repeat(firsts - (ends - counts), counts)]
+    offsets = np.append(0, np.cumsum(counts - 1))
+    return Positives(queries, offsets, members[members != np.repeat(queries, counts)])
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking(Ranks):
+    """The ranks of all positives, which items they are, and the best items of each query.
+
+    Args:
+        items: the gallery rows that the ranks belong to, best first within a query, (n_pairs,) int32.
+        top: gallery rows of the best items, best first, of equal ones the lower row first, -1 where the gallery is
+            shorter, (n_queries, top) int32.
+    """
+
+    items: Int[np.ndarray, " n_pairs"]
+    top: Int[np.ndarray, "n_queries top"]
 
 
 def rank_positives(
-    queries: Float[np.ndarray, "n_queries dim"],
+    queries: Float[np.ndarray, "n_query_rows dim"],
     gallery: Float[np.ndarray, "n_items dim"],
     positives: Positives,
-    excluded: Int[np.ndarray, " n_queries"] | None = None,
+    exclude_self: bool = False,
+    top: int = 10,
     block_bytes: int = BLOCK_BYTES,
 ) -> Ranking:
-    """The ranks of all positives of every query by falling inner product.
+    """The pessimistic and optimistic rank of every positive by inner product, and the best items of every query.
+
+    Holds one block of scores, a padded copy of the gallery and the result.
 
     Args:
-        queries: unit vectors, (n_queries, dim) float32.
-        gallery: unit vectors, (n_items, dim) float32.
-        positives: every query has at least one.
-        excluded: one gallery item per query that is neither positive nor irrelevant (the query itself), or None.
-        block_bytes: upper bound of the block of scores, in bytes (at least one row is scored).
+        queries: embeddings, normalised by the caller, float32.
+        gallery: embeddings, float32; items that are nobody's positive are distractors.
+        positives: whose rows are ranked for which of `queries`.
+        exclude_self: leave row i of the gallery out of the ranking of row i of `queries`, for `i2i`.
+        top: how many of the best items are kept.
+        block_bytes: size of the block of scores; at least 64 queries are scored at once.
 
     Raises:
-        InputError: a score is not finite, or a query has no positive.
+        InputError: shapes or dtypes do not fit, a positive is not in the gallery or is the query that is left out, or
+            a score is not finite; the message names the row.
     """
-    n_queries, n_items = len(queries), len(gallery)
-    if (np.diff(positives.offsets) < 1).any():
-        raise InputError(f"query {np.argmax(np.diff(positives.offsets) < 1)} has no positive; expected at least one.")
-    padded = np.zeros((-(-n_items // _LANES) * _LANES, gallery.shape[1]), np.float32)
-    padded[:n_items] = gallery
-    ranking = Ranking(
-        positives.offsets,
-        items=np.empty(len(positives.items), np.int32),
-        pessimistic=np.empty(len(positives.items), np.int32),
-        optimistic=np.empty(len(positives.items), np.int32),
-        top=np.empty((n_queries, TOP), np.int32),
-    )
-    skipped = np.full(n_queries, -1, np.int64) if excluded is None else excluded.astype(np.int64)
-    rows = max(1, block_bytes // (4 * len(padded)))
-    rows = rows // _LANES * _LANES or rows
-    scores = np.empty((min(rows, -(-n_queries // _LANES) * _LANES), len(padded)), np.float32)
-    block = np.zeros((len(scores), queries.shape[1]), np.float32)
-    for start in range(0, n_queries, len(scores)):
-        count = min(len(scores), n_queries - start)
-        block[:count] = queries[start : start + count]
-        np.matmul(block, padded.T, out=scores)
-        bad = _rank_rows(scores[:count, :n_items], start, positives.offsets, positives.items, skipped, *ranking[1:])
-        if bad >= 0:
-            raise InputError(f"query {bad} has a score that is not finite; expected finite embeddings.")
-    return ranking
+    _check_matrices(queries, gallery, top)
+    _check_rows(positives, len(queries), len(gallery), exclude_self)
+    n_queries, n_pairs = positives.queries.size, positives.items.size
+    excluded = positives.queries if exclude_self else np.full(n_queries, -1)
+    pessimistic, optimistic, items = (np.empty(n_pairs, dtype=np.int32) for _ in range(3))
+    best = np.full((n_queries, top), -1, dtype=np.int32)
+
+    def rank(first: int, scores: Float32[np.ndarray, "n_rows n_columns"]) -> int:
+        part = slice(first, first + len(scores))
+        offsets = positives.offsets[first : part.stop + 1]
+        pairs = slice(offsets[0], offsets[-1])
+        items[pairs] = _best_first(scores, offsets, positives.items[pairs])
+        return _rank_rows(
+            scores[:, : len(gallery)], excluded[part], offsets, items, pessimistic, optimistic, best[part]
+        )
+
+    n_threads = get_num_threads()
+    with ThreadPoolExecutor(n_threads) as pool:
+        for start, scores in _iterate_scores(queries, gallery, positives.queries, block_bytes):
+            parts = np.array_split(scores, n_threads)
+            firsts = start + np.cumsum([0, *(len(part) for part in parts[:-1])])
+            for first, part, n_ranked in zip(firsts, parts, pool.map(rank, firsts, parts), strict=True):
+                if n_ranked < len(part):
+                    raise _not_finite(queries, gallery, int(positives.queries[first + n_ranked]))
+    return Ranking(positives.offsets, pessimistic, optimistic, items, best)
 
 
-@numba.njit(parallel=True, cache=True, nogil=True)
-def _rank_rows(scores, start, offsets, items, skipped, ordered, pessimistic, optimistic, top):  # type: ignore[no-untyped-def]
-    """Fills the ranking of the queries from `start` on; returns the first with a non-finite score, or -1."""
-    bad = np.full(scores.shape[0], -1, np.int64)
-    for row in numba.prange(scores.shape[0]):
-        query = start + row
-        if _rank_row(scores[row], query, offsets, items, skipped[query], ordered, pessimistic, optimistic, top[query]):
-            bad[row] = query
-    for query in bad:
-        if query >= 0:
-            return query
-    return -1
+def _check_matrices(queries: np.ndarray, gallery: np.ndarray, top: int) -> None:
+    for name, matrix in (("queries", queries), ("gallery", gallery)):
+        if matrix.ndim != 2 or matrix.dtype != np.float32 or not matrix.size:
+            raise InputError(f"{name} are {matrix.dtype} {matrix.shape}; expected float32 (n_items, dim), not empty.")
+    if queries.shape[1] != gallery.shape[1]:
+        dims = f"{queries.shape[1]} and {gallery.shape[1]}"
+        raise InputError(f"queries and gallery have {dims} dimensions; expected the same. Encode both with one model.")
+    if top < 1:
+        raise InputError(f"top is {top}; expected at least 1.")
 
 
-@numba.njit(cache=True, nogil=True)
-def _rank_row(row, query, offsets, items, skipped, ordered, pessimistic, optimistic, top):  # type: ignore[no-untyped-def]
-    first, last = offsets[query], offsets[query + 1]
-    count = last - first
-    own = items[first:last]
-    order = np.argsort(-row[own], kind="mergesort")
-    falling = row[own][order]
-    at_least = np.zeros(count + 1, np.int64)  # items whose score is >= falling[j], but < falling[j - 1]
-    higher = np.zeros(count + 1, np.int64)  # items whose score is > falling[j], but <= falling[j - 1]
-    best = np.full(len(top), -np.inf, row.dtype)
-    top[:] = -1
-    for item in range(len(row)):
-        score = row[item]
-        if not np.isfinite(score):
-            return True
-        if item == skipped:
-            continue
-        if score > best[-1] or top[-1] < 0:
-            _insert(best, top, score, item)
-        if score >= falling[-1]:
-            at_least[_first_at_most(falling, score)] += 1
-            higher[_first_below(falling, score)] += 1
-    not_lower, above = 0, 0
-    for j in range(count):
-        not_lower += at_least[j]
-        above += higher[j]
-        own_not_lower = _first_below(falling, falling[j])
-        own_above = _first_at_most(falling, falling[j])
-        ordered[first + j] = own[order[j]]
-        pessimistic[first + j] = 1 + j + not_lower - own_not_lower
-        optimistic[first + j] = 1 + j + above - own_above
-    return False
+def _check_rows(positives: Positives, n_query_rows: int, n_items: int, exclude_self: bool) -> None:
+    for name, rows, count in (("query", positives.queries, n_query_rows), ("gallery", positives.items, n_items)):
+        outside = rows[(rows < 0) | (rows >= count)]
+        if outside.size:
+            raise InputError(f"the positives name {name} row {outside[0]}; expected 0 to {count - 1}.")
+    if exclude_self:
+        own = positives.items == np.repeat(positives.queries, np.diff(positives.offsets))
+        if own.any():
+            row = positives.items[np.argmax(own)]
+            raise InputError(f"row {row} is a positive of itself; expected others only. Use positives_of_labels.")
 
 
-@numba.njit(cache=True, nogil=True)
-def _first_at_most(falling, score):  # type: ignore[no-untyped-def]
-    """The first place in a falling list whose value is <= score."""
-    low, high = 0, len(falling)
+def _iterate_scores(
+    queries: Float[np.ndarray, "n_query_rows dim"],
+    gallery: Float[np.ndarray, "n_items dim"],
+    rows: Int[np.ndarray, " n_queries"],
+    block_bytes: int,
+) -> Iterator[tuple[int, Float32[np.ndarray, "n_block n_columns"]]]:
+    """Blocks of the scores of queries `rows` with all items, and their first query; all blocks share one buffer.
+
+    Both sides are padded with zeros: the edge kernels of a matrix product may round differently from the others. The
+    query block is a copy also where it need not be, since NumPy multiplies an array with itself by another routine.
+    """
+    columns = _pad_rows(gallery).T
+    n_columns = columns.shape[1]
+    rows_per_block = max(TILE, block_bytes // (4 * n_columns) // TILE * TILE)
+    buffer = np.empty((min(rows_per_block, _round_up(rows.size)), n_columns), dtype=np.float32)
+    for start in range(0, rows.size, rows_per_block):
+        block = _pad_rows(queries[rows[start : start + rows_per_block]])
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.matmul(block, columns, out=buffer[: len(block)])
+        yield start, buffer[: min(rows_per_block, rows.size - start)]
+
+
+def _best_first(
+    scores: Float32[np.ndarray, "n_rows n_columns"], offsets: Int[np.ndarray, " n_rows_plus_1"], items: np.ndarray
+) -> Int[np.ndarray, " n_pairs"]:
+    """The positives `items` of each row in the order of their scores, of equal ones the lower item first."""
+    rows = np.repeat(np.arange(len(scores)), np.diff(offsets))
+    return items[np.lexsort((-scores[rows, items], rows))]
+
+
+def _round_up(count: int) -> int:
+    return -(-count // TILE) * TILE
+
+
+def _pad_rows(matrix: Float[np.ndarray, "n_rows dim"]) -> Float[np.ndarray, "n_padded dim"]:
+    """The matrix with zero rows appended up to a multiple of 64, contiguous."""
+    padded = np.zeros((_round_up(len(matrix)), matrix.shape[1]), dtype=np.float32)
+    padded[: len(matrix)] = matrix
+    return padded
+
+
+def _first_not_finite(matrix: Float[np.ndarray, "n_rows n_columns"]) -> int | None:
+    """The first row with a NaN or an infinity; one row at a time, to make no mask as large as the matrix."""
+    return next((row for row, values in enumerate(matrix) if not np.isfinite(values).all()), None)
+
+
+def _not_finite(queries: np.ndarray, gallery: np.ndarray, query: int) -> InputError:
+    """An error that names the row to blame for a score of `query` that is not finite."""
+    item = _first_not_finite(gallery)
+    if not np.isfinite(queries[query]).all():
+        culprit = f"query row {query} is"
+    elif item is not None:
+        culprit = f"gallery row {item} is"
+    else:
+        culprit = f"query row {query} has scores that are"
+    return InputError(f"{culprit} not finite; expected finite embeddings, normalised. Check what the encoder returns.")
+
+
+def _compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """The function as machine code that leaves other threads running, compiled when first called and kept on disk."""
+    return cast(Callable[P, R], njit(cache=True, nogil=True)(function))
+
+
+@_compiled
+def _rank_rows(
+    scores: np.ndarray,
+    excluded: np.ndarray,
+    offsets: np.ndarray,
+    items: np.ndarray,
+    pessimistic: np.ndarray,
+    optimistic: np.ndarray,
+    top: np.ndarray,
+) -> int:
+    """How many rows could be ranked: fills the last three, up to the first row with a score that is not finite."""
+    for row in range(len(scores)):
+        line = scores[row]
+        if _count_not_finite(line):
+            return row
+        if excluded[row] >= 0:
+            line[excluded[row]] = -np.inf
+        part = slice(offsets[row], offsets[row + 1])
+        _rank_row(line, line[items[part]], pessimistic[part], optimistic[part], top[row])
+    return len(scores)
+
+
+@_compiled
+def _count_not_finite(line: np.ndarray) -> int:
+    count = 0
+    for score in line:
+        count += score - score != 0
+    return count
+
+
+@_compiled
+def _rank_row(
+    line: np.ndarray, positives: np.ndarray, pessimistic: np.ndarray, optimistic: np.ndarray, top: np.ndarray
+) -> None:
+    """Fills the ranks and the best items of one query in one pass; `positives` are its positives' scores, falling.
+
+    An item that is level with positive j, or between it and the one before, counts for j and all later ones, and is
+    tallied at j. The tallies include the positives themselves, which `_accumulate` takes off again.
+    """
+    pessimistic[:] = 0
+    optimistic[:] = 0
+    top_scores = np.full(top.size, -np.inf, dtype=np.float32)
+    lowest = positives[-1]
+    for item in range(line.size):
+        score = line[item]
+        if score >= lowest:
+            level = _first_at_most(positives, score)
+            pessimistic[level] += 1
+            below = _first_below(positives, score) if positives[level] == score else level
+            if below < positives.size:
+                optimistic[below] += 1
+        if score > top_scores[-1]:
+            _insert(top_scores, top, score, item)
+    _accumulate(positives, pessimistic, optimistic)
+
+
+@_compiled
+def _first_at_most(falling: np.ndarray, score: float) -> int:
+    low, high = 0, falling.size
     while low < high:
         middle = (low + high) // 2
         if falling[middle] <= score:
@@ -170,10 +308,9 @@ def _first_at_most(falling, score):  # type: ignore[no-untyped-def]
     return low
 
 
-@numba.njit(cache=True, nogil=True)
-def _first_below(falling, score):  # type: ignore[no-untyped-def]
-    """The first place in a falling list whose value is < score; the list's length if there is none."""
-    low, high = 0, len(falling)
+@_compiled
+def _first_below(falling: np.ndarray, score: float) -> int:
+    low, high = 0, falling.size
     while low < high:
         middle = (low + high) // 2
         if falling[middle] < score:
@@ -183,14 +320,25 @@ def _first_below(falling, score):  # type: ignore[no-untyped-def]
     return low
 
 
-@numba.njit(cache=True, nogil=True)
-def _insert(best, top, score, item):  # type: ignore[no-untyped-def]
-    place = len(top) - 1
-    while place > 0 and (top[place - 1] < 0 or best[place - 1] < score):
-        best[place], top[place] = best[place - 1], top[place - 1]
+@_compiled
+def _insert(scores: np.ndarray, items: np.ndarray, score: float, item: int) -> None:
+    """Puts an item that beats the last one behind all that it does not beat."""
+    place = scores.size - 1
+    while place > 0 and scores[place - 1] < score:
+        scores[place] = scores[place - 1]
+        items[place] = items[place - 1]
         place -= 1
-    best[place], top[place] = score, item
+    scores[place] = score
+    items[place] = item
 
 
-def _offsets(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+@_compiled
+def _accumulate(positives: np.ndarray, pessimistic: np.ndarray, optimistic: np.ndarray) -> None:
+    """Turns tallies of all items into ranks, in place: 1 + place + irrelevant items, level ones in or out."""
+    n_level_or_above = 0
+    n_above = 0
+    for place in range(positives.size):
+        n_level_or_above += pessimistic[place]
+        n_above += optimistic[place]
+        pessimistic[place] = 1 + place + n_level_or_above - _first_below(positives, positives[place])
+        optimistic[place] = 1 + place + n_above - _first_at_most(positives, positives[place])

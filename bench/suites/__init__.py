@@ -14,10 +14,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.errors import InputError, describe_validation, unknown_name
-from bench.records import Cell
+from bench.records import CLEAN, Cell
 from bench.types import Direction
 
-CLEAN = ("clean", "clean_canvas")
 _FOLDER = Path(__file__).parent
 
 
@@ -30,6 +29,7 @@ class CellGroup(BaseModel):
     shift: str
     severities: list[Annotated[int, Field(ge=1, le=5)]] = []
     directions: list[Direction] = ["t2i", "i2t"]
+    baseline: str = ""
     reason: Annotated[str, Field(min_length=10)]
 
     @model_validator(mode="after")
@@ -126,6 +126,10 @@ def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
     twice = next((cell_id for cell_id in ids if ids.count(cell_id) > 1), None)
     if twice:
         raise InputError(f"{path}: cell {twice} stands twice; expected every cell once.")
+    canvases = {cell.collection for cell in cells if cell.shift == "clean_canvas"}
+    stray = next((cell for cell in cells if (cell.baseline or cell.collection) not in canvases), None)
+    if stray:
+        raise InputError(f"{path}: cell {stray.id} has no clean_canvas cell to be measured against.")
     missing = next((cell.collection for cell in cells if cell.collection not in file.collections), None)
     if missing:
         raise InputError(f"{path}: collection {missing} has cells but no entry in [collections].")

@@ -17,9 +17,9 @@ from bench.types import LoadContext
 from submissions.backbones.open_clip_encoder import OpenClipEncoder
 
 IMAGE_PX = 96
-CONTEXT = 56
+CONTEXT = 64
 EMBED_DIM = 256
-VISION = {"image_size": IMAGE_PX, "patch_size": 12, "width": 192, "head_width": 48, "layers": 8}
+VISION = {"image_size": IMAGE_PX, "patch_size": 16, "width": 192, "head_width": 48, "layers": 8}
 TEXT = {"context_length": CONTEXT, "width": 160, "heads": 4, "layers": 3}
 PREPROCESS = PreprocessCfg(size=(IMAGE_PX, IMAGE_PX), resize_mode="squash", interpolation="bicubic")
 WEIGHTS_FILE, MERGES_FILE = "weights.safetensors", "merges.txt"

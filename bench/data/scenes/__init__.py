@@ -1,8 +1,9 @@
 """The embedded data set: scenes that Rove renders itself, in five domains, with exact captions and positives.
 
-`scenes` and its variants show two or three things that stand in a relation; `scenes-objects` and its variants show one
-thing whose class is its pattern and kind. A variant has the same graphs, captions, positives and layout as its base; only
-the pictures are drawn in another way. Nothing is stored or fetched: every item follows from its split and number.
+`scenes` and its variants show two or three things that stand in a relation; `scenes-objects` and its variants show
+one thing whose class is its pattern and kind. A variant has the same graphs, captions, positives and layout as its
+base; only the pictures are drawn in another way. Nothing is stored or fetched: every item follows from its split and
+number.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 import PIL.Image
+from numpy.typing import NDArray
 
 from bench.data.scenes import graph
 from bench.data.scenes.grammar import choose_facts, describe, paraphrase
 from bench.data.scenes.graph import Facts, Scene, Thing, match_captions, open_stream
-from bench.data.scenes.render import render
+from bench.data.scenes.render import render_scene
 from bench.errors import unknown_name
 from bench.types import Collection
 
@@ -88,8 +90,8 @@ class SceneImage:
 
 
 @lru_cache(maxsize=32)
-def _render_cached(scene: Scene, look: tuple[str, str, int], domain: str) -> np.ndarray:
-    return render(scene, look, domain)
+def _render_cached(scene: Scene, look: tuple[str, str, int], domain: str) -> NDArray[np.uint8]:
+    return render_scene(scene, look, domain)
 
 
 def load_scenes(dataset: str, split: str) -> Collection:
@@ -167,7 +169,7 @@ def _draw_object(split: str, index: int) -> Scene:
 
 
 @lru_cache(maxsize=len(_CLASSES))
-def _shuffle_rest(label: int) -> np.ndarray:
+def _shuffle_rest(label: int) -> NDArray[np.int64]:
     n_rest = len(graph.COLOURS) * len(graph.SIZES) * len(graph.MATERIALS) * len(graph.BACKGROUNDS)
     return open_stream("scenes-objects", "train", label, "graph").permutation(n_rest)
 
@@ -187,7 +189,7 @@ def _caption_scenes(split: str) -> tuple[tuple[Facts, str], ...]:
 
 
 @lru_cache(maxsize=3)
-def _match_split(split: str) -> np.ndarray:
+def _match_split(split: str) -> NDArray[np.int64]:
     scenes = [scene for scene, _ in _list_members("scenes", split)]
     pairs = match_captions(scenes, [facts for facts, _ in _caption_scenes(split)])
     pairs.setflags(write=False)

@@ -9,10 +9,10 @@ import numpy as np
 
 from bench.data.scenes.canvas import SIDE, Canvas, Colour, measure_grid
 from bench.data.scenes.canvas import WHOLE as WHOLE_BOX
-from bench.data.scenes.noise import hash_cells
+from bench.data.scenes.noise import Field, hash_cells
 from bench.data.scenes.shapes import smoothstep
 
-Ridge = np.ndarray
+Ridge = Field
 
 
 class Brush(Protocol):
@@ -27,7 +27,7 @@ class Brush(Protocol):
     def clouds(self, canvas: Canvas, colour: Colour, horizon: float) -> None:
         """Clouds above the horizon."""
 
-    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: np.ndarray, amount: float) -> None:
+    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: Field, amount: float) -> None:
         """Ground below `ridge`, (256,) px, coloured from far to near; `detail` in [-1, 1] varies its brightness."""
 
 
@@ -144,7 +144,7 @@ def _wall(canvas: Canvas, brush: Brush, rng: np.random.Generator) -> None:
     brush.land(canvas, _level(floor), (0.58, 0.57, 0.56), (0.72, 0.71, 0.69), slabs, 0.06)
 
 
-def _lay_bricks(offset: float) -> np.ndarray:
+def _lay_bricks(offset: float) -> Field:
     """Bricks of different brightness with pale mortar between them."""
     x, y = measure_grid(WHOLE_BOX)
     row = np.floor(y * np.float32(1 / 17))
@@ -170,7 +170,7 @@ def _floor(canvas: Canvas, brush: Brush, rng: np.random.Generator) -> None:
     brush.land(canvas, _level(edge), (0.62, 0.42, 0.26), (0.78, 0.56, 0.36), planks, 0.12)
 
 
-def _lay_planks(edge: float, vanishing: float) -> np.ndarray:
+def _lay_planks(edge: float, vanishing: float) -> Field:
     """Floorboards that run towards a vanishing point, with dark seams."""
     x, y = measure_grid(WHOLE_BOX)
     depth = np.maximum(y - np.float32(edge - 60), 8)

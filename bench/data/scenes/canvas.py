@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.data.scenes.graph import Thing
-from bench.data.scenes.noise import tile_noise
+from bench.data.scenes.noise import Field, tile_noise
 
 SIDE = 256
 Colour = tuple[float, float, float]
@@ -60,26 +61,27 @@ class Canvas:
         self.is_thing = np.zeros((SIDE, SIDE), dtype=bool)
         self._shift = shift
 
-    def noise(self, cell_x: int, cell_y: int, seed: int, box: Box = WHOLE) -> np.ndarray:
+    def noise(self, cell_x: int, cell_y: int, seed: int, box: Box = WHOLE) -> Field:
         """A window of a smooth random texture in [-1, 1]."""
         rows, columns = box
         x, y = self._shift
         tile = tile_noise(cell_x, cell_y, seed)
         return tile[rows.start + y : rows.stop + y, columns.start + x : columns.stop + x]
 
-    def blend(self, box: Box, colour: np.ndarray | Colour, opacity: np.ndarray) -> None:
+    def blend(self, box: Box, colour: Field | Colour, opacity: Field) -> None:
         """Lays `colour`, (3, h, w) or one colour, over a box with the given opacity, (h, w)."""
         for plane, value in zip(self.rgb, colour, strict=True):
             patch = plane[box]
-            patch += (np.float32(value) - patch) * opacity if np.isscalar(value) else (value - patch) * opacity
+            target = value if isinstance(value, np.ndarray) else np.float32(value)
+            patch += (target - patch) * opacity
 
-    def to_bytes(self) -> np.ndarray:
+    def to_bytes(self) -> NDArray[np.uint8]:
         """The picture, (256, 256, 3) uint8."""
         levels = np.clip(self.rgb, 0, 1) * np.float32(255) + np.float32(0.5)
         return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
 
 
-def measure_grid(box: Box) -> tuple[np.ndarray, np.ndarray]:
+def measure_grid(box: Box) -> tuple[Field, Field]:
     """The x and y of each pixel's middle in a box, (1, w) and (h, 1) float32."""
     rows, columns = box
     x = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5)
@@ -87,6 +89,6 @@ def measure_grid(box: Box) -> tuple[np.ndarray, np.ndarray]:
     return x[None, :], y[:, None]
 
 
-def cover(distance_px: np.ndarray) -> np.ndarray:
+def cover(distance_px: Field) -> Field:
     """How much of each pixel lies inside an outline at a signed distance in pixels."""
     return np.clip(np.float32(0.5) - distance_px, 0, 1)

@@ -6,14 +6,17 @@ Each draws the same outlines with its own means; none is a filter over another o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.data.scenes import surfaces
 from bench.data.scenes.backdrops import Brush, Ridge
 from bench.data.scenes.canvas import SIDE, WHOLE, Box, Canvas, Colour, Placed, cover, measure_grid
-from bench.data.scenes.noise import hash_cells
+from bench.data.scenes.graph import Thing
+from bench.data.scenes.noise import Cells, Field, hash_cells
 from bench.data.scenes.shapes import smoothstep
 from bench.data.scenes.surfaces import Lamp, Patch
 
@@ -35,14 +38,14 @@ def _rows_from(top: float) -> Box:
     return slice(min(max(int(top), 0), SIDE - 1), SIDE), slice(0, SIDE)
 
 
-def _measure_depth(ridge: Ridge, box: Box) -> tuple[np.ndarray, np.ndarray]:
+def _measure_depth(ridge: Ridge, box: Box) -> tuple[Field, Field]:
     """How far a box's pixels lie above the ridge, and 0 at the ridge's top to 1 at the bottom, each (h, 256)."""
     _, y = measure_grid(box)
     top = float(ridge.min())
     return ridge[None, :] - y, np.clip((y - np.float32(top)) * np.float32(1 / (SIDE - top)), 0, 1)
 
 
-def _measure_shadow(placed: Placed, box: Box) -> np.ndarray:
+def _measure_shadow(placed: Placed, box: Box) -> Field:
     """A soft blot under a thing, paler the higher it floats, 0 to 1."""
     x, y = measure_grid(box)
     gap = max(placed.ground - (placed.y + placed.radius * 0.95), 0.0)
@@ -59,7 +62,7 @@ def _shadow_box(placed: Placed) -> Box:
     return rows, slice(max(int(placed.x - wide), 0), min(int(placed.x + wide) + 1, SIDE))
 
 
-def _gradient(low: Colour, high: Colour, t: np.ndarray) -> list[np.ndarray]:
+def _gradient(low: Colour, high: Colour, t: Field) -> list[Field]:
     return [np.float32(a) + t * np.float32(b - a) for a, b in zip(low, high, strict=True)]
 
 
@@ -71,7 +74,7 @@ def _luminance(colour: Colour) -> float:
     return 0.30 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
 
 
-def _measure_clouds(canvas: Canvas, horizon: float, box: Box) -> np.ndarray:
+def _measure_clouds(canvas: Canvas, horizon: float, box: Box) -> Field:
     """Where clouds are, 0 to 1; none near the horizon."""
     _, y = measure_grid(box)
     billow = canvas.noise(64, 32, 1, box) * np.float32(0.62) + canvas.noise(16, 8, 2, box) * np.float32(0.26)
@@ -101,7 +104,7 @@ class Natural:
         box = (slice(0, int(horizon) + 1), slice(0, SIDE))
         canvas.blend(box, colour, smoothstep(0.05, 0.65, _measure_clouds(canvas, horizon, box)) * np.float32(0.85))
 
-    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: np.ndarray, amount: float) -> None:
+    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: Field, amount: float) -> None:
         box = _rows_from(float(ridge.min()) - 1)
         above, depth = _measure_depth(ridge, box)
         opacity = cover(above)
@@ -121,13 +124,13 @@ class Natural:
         """Nothing is left to do."""
 
 
-def _measure_disc(x: float, y: float, box: Box) -> np.ndarray:
+def _measure_disc(x: float, y: float, box: Box) -> Field:
     to_x, to_y = measure_grid(box)
     to_x, to_y = to_x - np.float32(x), to_y - np.float32(y)
     return np.sqrt(to_x * to_x + to_y * to_y)
 
 
-_MOONLIGHT = Lamp((0.42, 0.44, 0.54), (0.46, 0.48, 0.58), (1.0, 0.62, 0.20))
+_MOONLIGHT = Lamp((0.44, 0.45, 0.50), (0.48, 0.49, 0.54), (1.0, 0.62, 0.20))
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Night:
         haze = smoothstep(0.1, 0.8, _measure_clouds(canvas, horizon, box)) * np.float32(0.5)
         canvas.blend(box, (0.20, 0.24, 0.36), haze)
 
-    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: np.ndarray, amount: float) -> None:
+    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: Field, amount: float) -> None:
         self.inner.land(canvas, ridge, _darken(far), _darken(near), detail, amount * 0.55)
 
     def shadow(self, canvas: Canvas, placed: Placed) -> None:
@@ -210,7 +213,7 @@ class Cartoon:
         box = (slice(0, int(horizon) + 1), slice(0, SIDE))
         canvas.blend(box, colour, smoothstep(0.23, 0.27, _measure_clouds(canvas, horizon, box)))
 
-    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: np.ndarray, amount: float) -> None:
+    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: Field, amount: float) -> None:
         box = _rows_from(float(ridge.min()) - 3)
         above, depth = _measure_depth(ridge, box)
         canvas.blend(box, _OUTLINE, cover(above - np.float32(1.2)))
@@ -234,7 +237,7 @@ class Cartoon:
             canvas.blend(patch.box, _OUTLINE, cover(away - np.float32(0.6)))
             canvas.blend(patch.box, self._flatten(canvas, patch), cover(away + np.float32(0.9)))
 
-    def _flatten(self, canvas: Canvas, patch: Patch) -> np.ndarray:
+    def _flatten(self, canvas: Canvas, patch: Patch) -> Field:
         """The part in three steps of light, with a mark that tells its material."""
         thing = patch.thing
         grainless = Patch(patch.part, patch.box, patch.u, patch.v, patch.radius, _replace_wood(thing))
@@ -259,7 +262,7 @@ class Cartoon:
             shine = smoothstep(-0.75, -0.72, slope) * smoothstep(-0.42, -0.45, slope)
             shine = np.maximum(shine, smoothstep(-0.30, -0.27, slope) * smoothstep(-0.14, -0.17, slope))
             behind = canvas.rgb[:, patch.box[0], patch.box[1]] if patch.part.is_own_colour else colour
-            colour = colour * np.float32(0.70) + behind * colour * np.float32(0.15) + behind * np.float32(0.22)
+            colour = colour * np.float32(0.84) + behind * np.float32(0.16)
             colour += (1 - colour) * (shine * np.float32(0.6))
         return np.clip(colour, 0, 1)
 
@@ -267,10 +270,10 @@ class Cartoon:
         """Nothing is left to do."""
 
 
-def _replace_wood(thing: surfaces.Thing) -> surfaces.Thing:
+def _replace_wood(thing: Thing) -> Thing:
     if thing.material != "wooden":
         return thing
-    return surfaces.Thing(thing.kind, thing.colour, thing.size, "rubber", thing.pattern)
+    return Thing(thing.kind, thing.colour, thing.size, "rubber", thing.pattern)
 
 
 def _vivify(colour: Colour) -> Colour:
@@ -295,7 +298,7 @@ class Sketch:
         edge = (_measure_clouds(canvas, horizon, box) - np.float32(0.25)) * 28
         self._draw(canvas, box, _line(edge, 0.9) * np.float32(0.35))
 
-    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: np.ndarray, amount: float) -> None:
+    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: Field, amount: float) -> None:
         box = _rows_from(float(ridge.min()) - 3)
         above, depth = _measure_depth(ridge, box)
         above = above + canvas.noise(32, 32, 4, box) * np.float32(1.2)
@@ -323,7 +326,7 @@ class Sketch:
             self._draw(canvas, patch.box, _line(away, 1.1) * np.float32(0.85))
             self._draw(canvas, patch.box, _line(second, 0.6) * np.float32(0.35))
 
-    def _shade(self, canvas: Canvas, patch: Patch) -> np.ndarray:
+    def _shade(self, canvas: Canvas, patch: Patch) -> Field:
         """Hatching: one direction in half shade, two in the dark; the material's marks on top."""
         thing = patch.thing
         light = surfaces.measure_light(patch.part)
@@ -353,17 +356,17 @@ class Sketch:
             shade = shade + _line(np.abs(streak) - np.float32(0.1), 0.035) * np.float32(0.5)
         return shade
 
-    def _hatch(self, canvas: Canvas, box: Box, spacing: int, is_crossed: bool) -> np.ndarray:
+    def _hatch(self, canvas: Canvas, box: Box, spacing: int, is_crossed: bool) -> Field:
         x, y = measure_grid(box)
         across = x - y if is_crossed else x + y
         bent = (across + canvas.noise(32, 32, 5, box) * np.float32(2.5)) * np.float32(0.7071 / spacing)
         return smoothstep(0.10, 0.34, np.abs(bent - np.floor(bent) - np.float32(0.5))) * np.float32(0.62)
 
-    def _lay_paper(self, canvas: Canvas, box: Box, opacity: np.ndarray) -> None:
+    def _lay_paper(self, canvas: Canvas, box: Box, opacity: Field) -> None:
         grain = canvas.noise(2, 2, 3, box) * np.float32(0.015) + canvas.noise(64, 64, 2, box) * np.float32(0.012)
         canvas.blend(box, np.stack([np.float32(level) + grain for level in (0.965, 0.955, 0.925)]), opacity)
 
-    def _draw(self, canvas: Canvas, box: Box, darkness: np.ndarray) -> None:
+    def _draw(self, canvas: Canvas, box: Box, darkness: Field) -> None:
         """Graphite, which catches on the paper's grain."""
         grain = np.float32(0.86) + canvas.noise(2, 2, 7, box) * np.float32(0.30)
         canvas.blend(box, (0.17, 0.17, 0.20), np.clip(darkness * grain, 0, 0.92))
@@ -372,7 +375,7 @@ class Sketch:
         """Nothing is left to do."""
 
 
-def _line(distance: np.ndarray, width: float) -> np.ndarray:
+def _line(distance: Field, width: float) -> Field:
     """A line along the zero of a distance, with soft sides."""
     return np.clip(np.float32(1.25) - np.abs(distance) * np.float32(1 / width), 0, 1)
 
@@ -396,7 +399,7 @@ class Painting:
     def clouds(self, canvas: Canvas, colour: Colour, horizon: float) -> None:
         self.inner.clouds(canvas, colour, horizon)
 
-    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: np.ndarray, amount: float) -> None:
+    def land(self, canvas: Canvas, ridge: Ridge, far: Colour, near: Colour, detail: Field, amount: float) -> None:
         self.inner.land(canvas, ridge, _vivify(far), _vivify(near), detail, amount * 1.5)
 
     def shadow(self, canvas: Canvas, placed: Placed) -> None:
@@ -417,47 +420,63 @@ class Painting:
     def finish(self, canvas: Canvas) -> None:
         """Lays strokes, coarse ones everywhere and fine ones on things, in the colour under each stroke's middle."""
         ground = canvas.rgb.copy()
-        _lay_strokes(canvas, ground, spacing=8, length=20, width=9, seed=1, where=None)
-        _lay_strokes(canvas, ground, spacing=6, length=12, width=4, seed=2, where=None)
-        _lay_strokes(canvas, ground, spacing=2, length=5, width=2, seed=3, where=canvas.is_thing)
+        _lay_strokes(canvas, ground, spacing=9, length=22, width=10, seed=1, where=~canvas.is_thing)
+        _lay_strokes(canvas, ground, spacing=6, length=12, width=4, seed=2, where=~canvas.is_thing)
+        _lay_strokes(canvas, ground, spacing=4, length=7, width=4, seed=3, where=canvas.is_thing)
+        _lay_strokes(canvas, ground, spacing=2, length=4, width=2, seed=4, where=canvas.is_thing)
         weave = canvas.noise(2, 4, 5) * canvas.noise(4, 2, 6)
         canvas.rgb += weave * np.float32(0.035)
 
 
 def _lay_strokes(
-    canvas: Canvas, ground: np.ndarray, spacing: int, length: int, width: int, seed: int, where: np.ndarray | None
+    canvas: Canvas, ground: Field, spacing: int, length: int, width: int, seed: int, where: NDArray[np.bool_]
 ) -> None:
-    """Strokes on a jittered grid in a shuffled order, along the canvas's flow."""
+    """Strokes on a jittered grid in a shuffled order, along the canvas's flow; `length` and `width` in pixels."""
     cells = SIDE // spacing + 1
     row, column = np.divmod(np.arange(cells * cells), cells)
     shuffled = np.argsort(hash_cells(column, row, seed), kind="stable")
     row, column = row[shuffled], column[shuffled]
     y = np.clip((row + hash_cells(column, row, seed + 10)) * spacing, 0, SIDE - 1).astype(np.int64)
     x = np.clip((column + hash_cells(column, row, seed + 20)) * spacing, 0, SIDE - 1).astype(np.int64)
-    if where is not None:
-        kept = where[y, x]
-        y, x, row, column = y[kept], x[kept], row[kept], column[kept]
+    kept = where[y, x]
+    y, x, row, column = y[kept], x[kept], row[kept], column[kept]
     along, across = _measure_stroke(length, width)
     run_x, run_y = canvas.flow[0, y, x], canvas.flow[1, y, x]
     scale = 1 / np.sqrt(run_x * run_x + run_y * run_y + np.float32(1e-6))
     run_x, run_y = (run_x * scale)[:, None], (run_y * scale)[:, None]
-    to_y = np.floor(y[:, None] + along * run_y + across * run_x + np.float32(0.5)).astype(np.int64)
-    to_x = np.floor(x[:, None] + along * run_x - across * run_y + np.float32(0.5)).astype(np.int64)
-    place = np.clip(to_y, 0, SIDE - 1) * SIDE + np.clip(to_x, 0, SIDE - 1)
-    bristle = (hash_cells(np.floor(across * 2).astype(np.int64) + 64, np.full_like(place[:1], seed), 31) - 0.5) * 0.07
-    tone = (hash_cells(column, row, seed + 30)[:, None] - np.float32(0.5)) * np.float32(0.09) + bristle.astype(
-        np.float32
-    )
-    for plane, source in zip(canvas.rgb.reshape(3, -1), ground, strict=True):
-        plane[place] = source[y, x][:, None] + tone
+    middle = np.float32(0.5)
+    to_y = np.clip(along * run_y + across * run_x + (y[:, None].astype(np.float32) + middle), 0, SIDE - 1)
+    to_x = np.clip(along * run_x - across * run_y + (x[:, None].astype(np.float32) + middle), 0, SIDE - 1)
+    place = to_y.astype(np.int32) * SIDE + to_x.astype(np.int32)
+    bristle = np.floor(across * 2).astype(np.int32) + _BRISTLES // 2
+    owner = np.full(SIDE * SIDE, -1, dtype=np.int32)
+    owner[place] = np.arange(len(y), dtype=np.int32)[:, None] * _BRISTLES + bristle
+    _colour_strokes(canvas, ground[:, y, x], row * cells + column, owner)
 
 
-def _measure_stroke(length: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The points of one stroke, along and across it, (1, n_points) float32 each; its ends are round."""
-    t, s = np.meshgrid(np.arange(-length, length + 1), np.arange(-width, width + 1))
-    is_inside = (np.maximum(np.abs(t) - (length - width), 0) ** 2 + s**2) <= width**2
-    half = np.float32(0.5)
-    return t[is_inside][None].astype(np.float32) * half, s[is_inside][None].astype(np.float32) * half
+_BRISTLES = 64
+
+
+def _colour_strokes(canvas: Canvas, colours: Field, names: Cells, owner: NDArray[np.int32]) -> None:
+    """Paints each pixel that a bristle of a stroke owns; strokes differ a little in tone, and so do their bristles."""
+    painted = np.flatnonzero(owner >= 0)
+    stroke, bristle = np.divmod(owner[painted].astype(np.int64), _BRISTLES)
+    streaks = (hash_cells(bristle, names[stroke], 31) - np.float32(0.5)) * np.float32(0.07)
+    tones = (hash_cells(names, names, 32) - np.float32(0.5)) * np.float32(0.09)
+    tone = tones[stroke] + streaks
+    for plane, colour in zip(canvas.rgb.reshape(3, -1), colours, strict=True):
+        plane[painted] = colour[stroke] + tone
+
+
+@lru_cache(maxsize=8)
+def _measure_stroke(length: int, width: int) -> tuple[Field, Field]:
+    """The points of one stroke, along and across it, (1, n_points) each; its ends are round."""
+    step = np.float32(0.75)
+    reach = np.arange(-length, length + 1, dtype=np.float32) * step
+    t, s = np.meshgrid(reach[np.abs(reach) * 2 <= length], reach[np.abs(reach) * 2 <= width])
+    past_end = np.maximum(np.abs(t) - np.float32((length - width) / 2), 0)
+    is_inside = past_end * past_end + s * s <= np.float32(width * width / 4)
+    return t[is_inside][None], s[is_inside][None]
 
 
 DOMAINS: dict[str, Domain] = {

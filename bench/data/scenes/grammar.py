@@ -177,5 +177,6 @@ def _say_row(facts: Facts, rng: np.random.Generator) -> str:
 def _add_background(core: str, background: str | None, rng: np.random.Generator) -> str:
     if background:
         phrase = pick(rng, BACKGROUND_PHRASES[background])
-        core = f"{phrase}, {core}" if rng.random() < 0.4 else f"{core}{', ' if ',' in core else ' '}{phrase}"
+        leads = rng.random() < 0.4 and not core.startswith("a picture")
+        core = f"{phrase}, {core}" if leads else f"{core}{', ' if ',' in core else ' '}{phrase}"
     return f"{core[0].upper()}{core[1:]}."

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 VERSION = 1
 
@@ -30,7 +31,7 @@ STACKINGS = ("above", "on top of", "in front of")
 EDITS = ("kind", "colour", "size", "material", "relation", "background")
 
 SPLIT_COUNTS = {"train": 4000, "val": 500, "test": 500}
-_BUCKETS = {"train": range(6), "val": range(6, 8), "test": range(8, 10)}
+_SPLIT_OF_BUCKET = ("train",) * 6 + ("val",) * 2 + ("test",) * 2
 _TWIN_SHARE = 0.54
 _FAMILIES = ("scenes", "scenes-objects")
 _STREAMS = ("graph", "captions", "look")
@@ -129,7 +130,7 @@ def list_atoms(graph: Scene | Facts) -> frozenset[Atom]:
     return frozenset(atoms)
 
 
-def match_captions(scenes: Sequence[Scene], facts: Sequence[Facts]) -> np.ndarray:
+def match_captions(scenes: Sequence[Scene], facts: Sequence[Facts]) -> NDArray[np.int64]:
     """Which captions are true of which scenes: rows (scene index, caption index), (n_pairs, 2) int64.
 
     A caption is true of every scene that entails all the facts that it states.
@@ -164,7 +165,7 @@ def draw_pair(split: str, index: int) -> tuple[Scene, Scene]:
     edit = pick(rng, EDITS)
     while True:
         scene = _draw_member(rng, split)
-        twins = [twin for twin in list_twins(scene, edit) if _belongs(twin, split)]
+        twins = [twin for twin in list_twins(scene, edit) if find_split(twin) == split]
         if twins:
             return scene, pick(rng, twins)
 
@@ -172,7 +173,7 @@ def draw_pair(split: str, index: int) -> tuple[Scene, Scene]:
 def _draw_member(rng: np.random.Generator, split: str) -> Scene:
     while True:
         scene = _draw_scene(rng)
-        if _belongs(scene, split):
+        if find_split(scene) == split:
             return scene
 
 
@@ -195,11 +196,12 @@ def _has_distinct_names(things: Sequence[Thing]) -> bool:
     return len({thing.name for thing in things}) == len(things)
 
 
-def _belongs(scene: Scene, split: str) -> bool:
+def find_split(scene: Scene) -> str:
+    """The only split that may use a scene, from the hash of its graph."""
     words = [getattr(thing, f.name) for thing in scene.things for f in fields(thing) if f.compare]
     text = "/".join([*words, scene.layout, scene.stacking, scene.background])
-    bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 10
-    return bucket in _BUCKETS[split]
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return _SPLIT_OF_BUCKET[int.from_bytes(digest, "big") % len(_SPLIT_OF_BUCKET)]
 
 
 def list_twins(scene: Scene, edit: str) -> list[Scene]:
@@ -212,7 +214,8 @@ def list_twins(scene: Scene, edit: str) -> list[Scene]:
     twins = []
     for index, thing in enumerate(scene.things):
         for value in values:
-            changed = replace(thing, **{edit: value})
+            change: dict[str, Any] = {edit: value}
+            changed = replace(thing, **change)
             things = (*scene.things[:index], changed, *scene.things[index + 1 :])
             if changed != thing and _has_distinct_names(things):
                 twins.append(replace(scene, things=things))

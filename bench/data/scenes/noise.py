@@ -5,11 +5,15 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
+
+Field = NDArray[np.float32]
+Cells = NDArray[np.int64]
 
 TILE = 512
 
 
-def hash_cells(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+def hash_cells(x: Cells, y: Cells, seed: int) -> Field:
     """A number in [0, 1) for each integer cell, float32."""
     h = x.astype(np.uint32) * np.uint32(374761393) + y.astype(np.uint32) * np.uint32(668265263)
     h = h + np.uint32(seed * 2246822519 % 2**32)
@@ -19,7 +23,7 @@ def hash_cells(x: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
-def tile_noise(cell_x: int, cell_y: int, seed: int) -> np.ndarray:
+def tile_noise(cell_x: int, cell_y: int, seed: int) -> Field:
     """A seamless texture of `TILE` x `TILE` in [-1, 1] whose features are `cell_x` wide and `cell_y` high, float32."""
     ix, fx = _split_axis(cell_x)
     iy, fy = _split_axis(cell_y)
@@ -28,13 +32,13 @@ def tile_noise(cell_x: int, cell_y: int, seed: int) -> np.ndarray:
     ix1, iy1 = np.meshgrid((ix + 1) % columns, (iy + 1) % rows)
     upper = hash_cells(ix0, iy0, seed) * (1 - fx) + hash_cells(ix1, iy0, seed) * fx
     lower = hash_cells(ix0, iy1, seed) * (1 - fx) + hash_cells(ix1, iy1, seed) * fx
-    noise = (upper * (1 - fy[:, None]) + lower * fy[:, None]) * 2 - 1
-    noise = noise.astype(np.float32)
+    noise: Field = ((upper * (1 - fy[:, None]) + lower * fy[:, None]) * 2 - 1).astype(np.float32)
     noise.setflags(write=False)
     return noise
 
 
-def _split_axis(cell: int) -> tuple[np.ndarray, np.ndarray]:
+def _split_axis(cell: int) -> tuple[Cells, Field]:
     place = np.arange(TILE, dtype=np.int64)
     t = ((place % cell).astype(np.float32) + np.float32(0.5)) * np.float32(1 / cell)
-    return place // cell, t * t * (3 - 2 * t)
+    smooth: Field = (t * t * (3 - 2 * t)).astype(np.float32)
+    return place // cell, smooth

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.data.scenes.backdrops import BACKDROPS
 from bench.data.scenes.canvas import SIDE, Canvas, Placed, measure_grid
@@ -19,7 +20,7 @@ _ROOM = SIDE - 20.0
 _CLOSE_UP = 1.6
 
 
-def render(scene: Scene, look: tuple[str, str, int], domain: str) -> np.ndarray:
+def render_scene(scene: Scene, look: tuple[str, str, int], domain: str) -> NDArray[np.uint8]:
     """The picture of `scene`, (256, 256, 3) uint8.
 
     Args:
@@ -29,8 +30,8 @@ def render(scene: Scene, look: tuple[str, str, int], domain: str) -> np.ndarray:
     """
     brush = DOMAINS[domain]
     rng = open_stream(*look, "look")
-    canvas = Canvas((int(rng.integers(SIDE)), int(rng.integers(SIDE))))
     placed = place_things(scene, rng)
+    canvas = Canvas((int(rng.integers(SIDE)), int(rng.integers(SIDE))))
     BACKDROPS[scene.background](canvas, brush, rng)
     for thing in placed:
         brush.shadow(canvas, thing)

@@ -1,7 +1,7 @@
 """The outlines and surfaces of the twelve kinds, as signed distance functions with normals.
 
-A kind is a list of parts, back to front, in its own coordinates: u to the right, v down, about -1 to 1, resting on v = 1.
-Only operations that IEEE 754 defines exactly are used per pixel, so every machine computes the same bytes.
+A kind is a list of parts, back to front, in its own coordinates: u to the right, v down, about -1 to 1, resting on
+v = 1. Only operations that IEEE 754 defines exactly are used per pixel, so every machine computes the same bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Field = np.ndarray
+from bench.data.scenes.noise import Field
+
 Colour = tuple[float, float, float]
 Point = tuple[float, float]
 
@@ -97,7 +98,7 @@ def _star(u: Field, v: Field, radius: float) -> Field:
     cosine, sine, inner = 0.809017, 0.587785, 0.47
     x, y = np.abs(u), -v
     for side in (1, -1):
-        fold = 2 * np.maximum(np.float32(side * cosine) * x - np.float32(sine) * y, 0)
+        fold = np.float32(2) * np.maximum(np.float32(side * cosine) * x - np.float32(sine) * y, np.float32(0))
         x, y = x - fold * np.float32(side * cosine), y + fold * np.float32(sine)
     x, y = np.abs(x), y - np.float32(radius)
     ax, ay = inner * sine, inner * cosine - 1

@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.data.scenes.canvas import SIDE, Box, Canvas, Colour
 from bench.data.scenes.graph import Thing
+from bench.data.scenes.noise import Field
 from bench.data.scenes.shapes import Part, smoothstep
 
 PALETTE: dict[str, Colour] = {
@@ -40,8 +41,8 @@ class Patch:
 
     part: Part
     box: Box
-    u: np.ndarray
-    v: np.ndarray
+    u: Field
+    v: Field
     radius: float
     thing: Thing
 
@@ -69,17 +70,17 @@ def tint(thing: Thing, part: Part) -> Colour:
     return (own[0] + (1 - own[0]) * blend, own[1] + (1 - own[1]) * blend, own[2] + (1 - own[2]) * blend)
 
 
-def measure_light(part: Part) -> np.ndarray:
+def measure_light(part: Part) -> Field:
     """How much a part faces the light in the upper left, -1 to 1."""
     return _dot(part, _LIGHT)
 
 
-def _dot(part: Part, direction: tuple[float, float, float]) -> np.ndarray:
+def _dot(part: Part, direction: tuple[float, float, float]) -> Field:
     x, y, z = (np.float32(value) for value in direction)
     return part.nx * x + part.ny * y + part.nz * z
 
 
-def measure_gloss(part: Part) -> np.ndarray:
+def measure_gloss(part: Part) -> Field:
     """A sharp highlight, 0 to 1."""
     gloss = np.clip(_dot(part, _HALFWAY), 0, 1)
     for _ in range(5):
@@ -87,7 +88,7 @@ def measure_gloss(part: Part) -> np.ndarray:
     return gloss
 
 
-def paint_albedo(canvas: Canvas, patch: Patch) -> np.ndarray:
+def paint_albedo(canvas: Canvas, patch: Patch) -> Field:
     """The part's colour with its pattern and wood's grain but no light, (3, h, w) float32."""
     base = tint(patch.thing, patch.part)
     albedo = np.empty((3, *patch.u.shape), dtype=np.float32)
@@ -107,12 +108,12 @@ def _contrast(base: Colour) -> Colour:
     return (0.14, 0.15, 0.26) if is_light else (0.98, 0.95, 0.86)
 
 
-def _triangle(x: np.ndarray) -> np.ndarray:
+def _triangle(x: Field) -> Field:
     """A wave between -1 and 1 of period 1."""
     return np.abs(x - np.floor(x) - np.float32(0.5)) * 4 - 1
 
 
-def draw_pattern(patch: Patch) -> np.ndarray:
+def draw_pattern(patch: Patch) -> Field:
     """Where the pattern's second colour lies, 0 to 1."""
     u, v = patch.u, patch.v
     if patch.thing.pattern == "striped":
@@ -131,22 +132,26 @@ def draw_pattern(patch: Patch) -> np.ndarray:
     return np.clip(np.float32(0.5) + wave * np.float32(patch.radius * period / 4), 0, 1)
 
 
-def draw_grain(canvas: Canvas, patch: Patch) -> np.ndarray:
+def draw_grain(canvas: Canvas, patch: Patch) -> Field:
     """How dark wood's rings are, 0 to 1."""
     bend = canvas.noise(32, 16, 91, patch.box) * np.float32(0.55) + canvas.noise(64, 64, 92, patch.box)
     rings = _triangle(patch.v * np.float32(3.1) + patch.u * np.float32(0.45) + bend * np.float32(0.8))
     return smoothstep(0.1, 0.9, rings)
 
 
-def _add_grain(canvas: Canvas, patch: Patch, albedo: np.ndarray) -> None:
+def _add_grain(canvas: Canvas, patch: Patch, albedo: Field) -> None:
     fibre = canvas.noise(32, 2, 93, patch.box) * np.float32(0.07)
-    shade = np.float32(1.06) + fibre - draw_grain(canvas, patch) * np.float32(0.42)
+    shade = (
+        np.float32(1.06)
+        + fibre
+        - draw_grain(canvas, patch) * np.float32(0.42 if patch.thing.pattern == "plain" else 0.2)
+    )
     for plane, timber in zip(albedo, (0.72, 0.50, 0.30), strict=True):
         plane += (np.float32(timber) - plane) * np.float32(0.16)
         plane *= shade
 
 
-def light_part(canvas: Canvas, patch: Patch, lamp: Lamp) -> np.ndarray:
+def light_part(canvas: Canvas, patch: Patch, lamp: Lamp) -> Field:
     """The part's colour under `lamp`, (3, h, w) float32."""
     albedo = paint_albedo(canvas, patch)
     if patch.thing.material == "metal":
@@ -161,12 +166,12 @@ def light_part(canvas: Canvas, patch: Patch, lamp: Lamp) -> np.ndarray:
     return lit
 
 
-def _measure_rim(part: Part) -> np.ndarray:
+def _measure_rim(part: Part) -> Field:
     facing = np.clip(_dot(part, (0.90, -0.1, -0.12)), 0, 1)
     return facing * facing
 
 
-def _light_matte(patch: Patch, albedo: np.ndarray, lamp: Lamp) -> np.ndarray:
+def _light_matte(patch: Patch, albedo: Field, lamp: Lamp) -> Field:
     wrapped = np.clip(measure_light(patch.part) * np.float32(0.62) + np.float32(0.38), 0, 1)
     bounce = np.clip(patch.part.ny, 0, 1) * np.float32(0.10)
     sheen = np.clip(_dot(patch.part, _HALFWAY), 0, 1)
@@ -178,7 +183,7 @@ def _light_matte(patch: Patch, albedo: np.ndarray, lamp: Lamp) -> np.ndarray:
     return albedo
 
 
-def _light_metal(patch: Patch, albedo: np.ndarray, lamp: Lamp) -> np.ndarray:
+def _light_metal(patch: Patch, albedo: Field, lamp: Lamp) -> Field:
     """A mirror of a bright sky above a dark horizon and a paler ground."""
     part = patch.part
     height = 2 * part.nz * part.ny + part.nx * np.float32(0.35) + (patch.u + patch.v) * np.float32(0.22)
@@ -192,7 +197,7 @@ def _light_metal(patch: Patch, albedo: np.ndarray, lamp: Lamp) -> np.ndarray:
     return albedo
 
 
-def _light_glass(canvas: Canvas, patch: Patch, albedo: np.ndarray, lamp: Lamp) -> np.ndarray:
+def _light_glass(canvas: Canvas, patch: Patch, albedo: Field, lamp: Lamp) -> Field:
     """What lies behind, bent and tinted, with a bright rim and sharp reflections."""
     part = patch.part
     behind = _refract(canvas, patch)
@@ -200,6 +205,7 @@ def _light_glass(canvas: Canvas, patch: Patch, albedo: np.ndarray, lamp: Lamp) -
     caustic = np.clip(_dot(part, (0.5, 0.62, 0.45)), 0, 1)
     caustic = caustic * caustic * caustic
     gloss = measure_gloss(part)
+    edge = smoothstep(-0.09, 0.0, part.distance) * np.float32(0.16)
     streak = (
         smoothstep(0.55, 0.75, measure_light(part)) * smoothstep(0.99, 0.85, measure_light(part)) * np.float32(0.22)
     )
@@ -208,12 +214,12 @@ def _light_glass(canvas: Canvas, patch: Patch, albedo: np.ndarray, lamp: Lamp) -
         tinted = see * (plane * np.float32(0.72) + np.float32(0.26))
         body = plane * power * np.float32(0.92)
         glow = (caustic * np.float32(0.34) + np.float32(0.05)) * power
-        plane[:] = tinted + (body - tinted) * (np.float32(0.34) + rim * np.float32(0.3)) + plane * glow
-        plane += (gloss + streak + rim * np.float32(0.22)) * np.float32(key + 0.25)
+        plane[:] = tinted + (body - tinted) * (np.float32(0.44) + rim * np.float32(0.3)) + plane * glow
+        plane += (gloss + streak + edge + rim * np.float32(0.22)) * np.float32(key + 0.25)
     return albedo
 
 
-def _refract(canvas: Canvas, patch: Patch) -> np.ndarray:
+def _refract(canvas: Canvas, patch: Patch) -> Field:
     rows, columns = patch.box
     reach = np.float32(patch.radius * 0.55)
     y = np.arange(rows.start, rows.stop)[:, None] - np.floor(patch.part.ny * reach).astype(np.int64)

@@ -76,13 +76,13 @@ def test_a_path_with_nothing_of_that_form_is_named(form: str, tmp_path: Path) ->
 
 
 def test_a_local_copy_keeps_the_name_and_is_counted(tmp_path: Path) -> None:
-    local = write_karpathy(tmp_path / "mine", full_photos())
+    local = write_wds(tmp_path / "mine", full_photos())
     collection = load_collection("flickr8k", data_dirs={"flickr8k": local})
     assert collection.name == "flickr8k/test"
     assert (len(collection.images), len(collection.captions)) == (1000, 5000)
-    short = write_karpathy(tmp_path / "short", full_photos()[1:])
-    message = r"flickr8k/test has 999 images and 4,995 captions; expected 1,000 and 5,000\. .*rove describe flickr8k"
-    with pytest.raises(InputError, match=message):
+    short = write_wds(tmp_path / "short", full_photos()[1:])
+    counts = r"has 999 images and 4,995 captions; expected 1,000 images and 5,000 captions\."
+    with pytest.raises(InputError, match=f"flickr8k/test {counts} .*rove describe flickr8k"):
         load_collection("flickr8k/test", data_dirs={"flickr8k": short})
 
 
@@ -103,13 +103,13 @@ def test_data_dirs_are_checked(tmp_path: Path) -> None:
         load_collection("flickr8k", data_dirs={"flickr8k": "flickr8k"})
 
 
-def test_scenes_are_delegated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photos: list[Photo]) -> None:
-    made = load_collection(write_folder(tmp_path / "made", photos))
-    asked = []
-    monkeypatch.setattr(registry, "load_scenes", lambda name, split: asked.append((name, split)) or made)
-    assert load_collection("scenes", offline=True) is made
-    assert load_collection("scenes/val") is made
-    assert asked == [("scenes", "test"), ("scenes", "val")]
+def test_scenes_are_delegated_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = load_collection("scenes-objects/val", offline=True)
+    assert collection.name == "scenes-objects/val"
+    assert describe("scenes-objects")["splits"]["val"]["images"] == len(collection.images)  # type: ignore[index]
+    monkeypatch.setattr(registry, "load_scenes", lambda name, split: collection.head(7))
+    with pytest.raises(InputError, match=r"has 7 images and .* captions; expected 720 images"):
+        load_collection("scenes-objects/val")
 
 
 @pytest.mark.parametrize("name", DATASETS)

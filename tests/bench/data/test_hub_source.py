@@ -89,7 +89,9 @@ def test_counts_of_a_known_data_set_are_asserted(cache: Path, photos: list[Photo
     source = DATASETS["flickr30k"].hub
     assert source is not None
     write_wds(snapshot(cache, source.repository, source.commit or COMMIT), photos)
-    with pytest.raises(InputError, match=r"flickr30k/test has 5 images and 13 captions; expected 1,000 and 5,000"):
+    with pytest.raises(
+        InputError, match=r"flickr30k/test has 5 images and 13 captions; expected 1,000 images and 5,000 captions"
+    ):
         load_collection("flickr30k", offline=True)
 
 
@@ -126,7 +128,7 @@ def test_online_only_the_split_is_fetched_and_a_failure_gives_its_cause(monkeypa
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(InputError, match="made/test cannot be fetched: no route to host. Run `hf download"):
+    with pytest.raises(InputError, match=r"made/test cannot be fetched: no route to host. Run `hf download"):
         hub.load(hub.HubSource("owner/made", COMMIT), "made", "test")
     assert asked["local_files_only"] is False
     assert asked["allow_patterns"] == ["test/*.tar", "test/nshards.txt"]

@@ -1,0 +1,168 @@
+"""Bundles: what is sent to the leaderboard, and whether what it says follows from its evidence.
+
+A bundle is a folder: `run.json`, `cells/*.json`, `cells/*.parquet` and `bundle.json` with the sha256 of each. A run's
+folder has the same form but for `bundle.json`; both are read here.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from bench.errors import IncompleteError, InputError, UsageError
+from bench.evidence import Evidence, read_evidence
+from bench.records import Record, RunManifest, Sha256, read_json, to_json
+from bench.scoring import find_flags, score_evidence
+from bench.store import sha256_of, write_atomic
+from bench.types import Direction
+
+TOLERANCE = 1e-6
+
+
+class BundleIndex(BaseModel):
+    """The contents of `bundle.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1] = 1
+    cells: tuple[str, ...]
+    files: dict[str, Sha256]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run or bundle as read from disk; evidence is read when asked for."""
+
+    folder: Path
+    manifest: RunManifest
+    records: tuple[Record, ...]
+
+    def evidence(self, record: Record) -> dict[Direction, Evidence]:
+        """The evidence of one of the records.
+
+        Raises:
+            InputError: it is missing, damaged, or not that of the record.
+        """
+        path = self.folder / "cells" / f"{record.cell.slug}.parquet"
+        if not path.is_file() or sha256_of(path) != record.evidence_sha256:
+            raise InputError(f"{path} is missing or has another sha256 than its record states.")
+        evidence = read_evidence(path)
+        if tuple(evidence) != record.cell.directions:
+            raise InputError(f"{path} holds {', '.join(evidence)}; expected {', '.join(record.cell.directions)}.")
+        return evidence
+
+
+def read_results(folder: Path) -> Results:
+    """The records of a run's folder or of a bundle, ordered by cell.
+
+    Raises:
+        InputError: a file is missing or breaks its schema.
+    """
+    if not (folder / "run.json").is_file():
+        raise InputError(f"{folder} holds no run.json; expected the folder of a run or a bundle.")
+    manifest = read_json(folder / "run.json", RunManifest)
+    paths = sorted((folder / "cells").glob("*.json"))
+    records = [read_json(path, Record) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        if path.stem != record.cell.slug:
+            raise InputError(f"{path} holds the cell {record.cell.id}; expected it in {record.cell.slug}.json.")
+    return Results(folder, manifest, tuple(records))
+
+
+def make_bundle(run: Path, cell_slugs: Iterable[str], output: Path, overwrite: bool) -> Path:
+    """Copies a complete run to `output` and adds its index.
+
+    Raises:
+        IncompleteError: a cell of the suite is missing or failed.
+        UsageError: `output` is not empty.
+        InputError: the run's files contradict each other.
+    """
+    wanted = list(cell_slugs)
+    results = read_results(run)
+    done = {record.cell.slug for record in results.records if record.status == "ok"}
+    missing = [slug for slug in wanted if slug not in done]
+    if missing:
+        raise IncompleteError(f"{run} lacks {len(missing)} of {len(wanted)} cells, first {missing[0]}; run it again.")
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise UsageError(f"{output} is not empty; choose another --output, or --overwrite to replace it.")
+        if not (output / "bundle.json").is_file():
+            raise UsageError(f"{output} is no bundle; it is not overwritten.")
+        shutil.rmtree(output)
+    names = ["run.json", *(f"cells/{slug}{end}" for slug in sorted(wanted) for end in (".json", ".parquet"))]
+    for name in names:
+        write_atomic(output / name, (run / name).read_bytes())
+    index = BundleIndex(cells=tuple(wanted), files={name: sha256_of(output / name) for name in names})
+    write_atomic(output / "bundle.json", to_json(index))
+    return output
+
+
+def validate_bundle(folder: Path) -> Results:
+    """The bundle's results, if every file is as its index states and every metric follows from the evidence.
+
+    Raises:
+        InputError: something does not; the message names file and field.
+    """
+    index = read_json(folder / "bundle.json", BundleIndex)
+    _check_files(folder, index)
+    results = read_results(folder)
+    if {record.cell.slug for record in results.records} != set(index.cells):
+        raise InputError(f"{folder}/bundle.json lists other cells than there are records.")
+    for record in results.records:
+        verify_record(results, record)
+    return results
+
+
+def verify_record(results: Results, record: Record) -> None:
+    """Recomputes a record's metrics from its evidence.
+
+    Raises:
+        InputError: the record failed, or states something else than its evidence.
+    """
+    where = f"{results.folder}: {record.cell.id}"
+    if record.status != "ok" or record.data is None:
+        raise InputError(f"{where} has the status '{record.status}'; expected ok, with data.")
+    evidence = results.evidence(record)
+    _check_range(where, evidence, record.data.n_images, record.data.n_captions)
+    computed = score_evidence(evidence, record.data.n_images)
+    if {name: set(part) for name, part in computed.items()} != {name: set(p) for name, p in record.metrics.items()}:
+        raise InputError(f"{where} states other metrics than its evidence gives.")
+    for direction, metrics in computed.items():
+        for name, expected in metrics.items():
+            stated = record.metrics[direction][name]
+            pairs = zip(expected.model_dump().values(), stated.model_dump().values(), strict=True)
+            if not all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in pairs):
+                raise InputError(
+                    f"{where} states {direction} {name} {stated.value}; its evidence gives {expected.value}."
+                )
+    if find_flags(evidence) != record.flags:
+        raise InputError(f"{where} states the flags {record.flags}; its evidence gives {find_flags(evidence)}.")
+
+
+def _check_files(folder: Path, index: BundleIndex) -> None:
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    if any((folder / name).is_symlink() for name in present):
+        raise InputError(f"{folder} holds a symbolic link; expected plain files.")
+    strange = sorted(present.symmetric_difference({*index.files, "bundle.json"}))
+    if strange:
+        raise InputError(f"{folder}: {strange[0]} is not in both the folder and bundle.json.")
+    for name, expected in index.files.items():
+        if sha256_of(folder / name) != expected:
+            raise InputError(f"{folder}/{name} does not have the sha256 that bundle.json states.")
+
+
+def _check_range(where: str, evidence: dict[Direction, Evidence], n_images: int, n_captions: int) -> None:
+    for direction, part in evidence.items():
+        n_items = n_captions if direction == "i2t" else n_images
+        n_queries = n_captions if direction == "t2i" else n_images
+        whole = direction == "i2i" or len(part.queries) == n_queries
+        if not whole or len(set(part.queries.tolist())) != len(part.queries) or part.queries.max() >= n_queries:
+            raise InputError(f"{where}: the queries of {direction} are not the collection's, each once.")
+        if part.images.max() >= n_images or part.items.max() >= n_items or part.pessimistic.max() > n_items:
+            raise InputError(f"{where}: {direction} names an image, an item or a rank that cannot be.")

@@ -1,0 +1,119 @@
+"""`rove score`, `rove compare`, `rove bundle` and `rove validate`: what came out, and whether it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bench.cli.console import Json, print_data, print_json, print_note, print_table
+from bench.errors import InputError
+
+if TYPE_CHECKING:
+    from bench.records import Estimate
+
+Folder = Annotated[Path, typer.Argument(help="A run's folder or a bundle.", exists=True, file_okay=False)]
+
+
+def score(run: Folder, as_json: Json = False) -> None:
+    """Recompute every figure of a run from its per-query evidence, and sum it up."""
+    from bench.bundle import read_results, verify_record
+    from bench.summary import summarise
+
+    results = read_results(run)
+    for record in results.records:
+        if record.status == "ok":
+            verify_record(results, record)
+    summary = summarise(results)
+    if as_json:
+        print_json(summary.as_dict())
+        return
+    for direction, metrics in summary.clean.items():
+        rows = [(_name(metric), *_figures(metric, value)) for metric, value in metrics.items()]
+        print_table(f"{summary.label}: clean canvas, {direction}", ["metric", "value", "95 % interval"], rows)
+    rows = [(name, *_figures(name, value)) for name, value in {**summary.shifts, "overall": summary.overall}.items()]
+    print_table("lost R@1, relative, % (mean over severities and directions)", ["shift", "lost", "95 % interval"], rows)
+
+
+def compare(
+    a: Folder,
+    b: Folder,
+    margin: Annotated[float, typer.Option(help="What counts as equal, in percentage points of R@1.")] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """Compare two runs cell by cell: paired differences of R@1 with intervals and Holm's correction."""
+    from dataclasses import asdict
+
+    from bench.bundle import read_results
+    from bench.summary import compare as compare_results
+
+    first, second = read_results(a), read_results(b)
+    differences = compare_results(first, second, margin / 100)
+    if as_json:
+        print_json([{**asdict(row), "difference": row.difference.model_dump()} for row in differences])
+        return
+    rows = [
+        (
+            row.cell,
+            f"{100 * row.a:.1f}",
+            f"{100 * row.b:.1f}",
+            *_figures("", row.difference),
+            f"{row.p_holm:.4f}",
+            "A better" if row.difference.low > 0 else "B better" if row.difference.high < 0 else "",
+            "equal" if row.equivalent else "",
+        )
+        for row in differences
+    ]
+    title = f"R@1, %: A {first.manifest.label}, B {second.manifest.label}"
+    print_table(title, ["cell", "A", "B", "A - B", "95 % interval", "p (Holm)", "", f"within {margin:g} pp"], rows)
+
+
+def bundle(
+    run: Folder,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: RUN.bundle beside it.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bundle.")] = False,
+) -> None:
+    """Pack a complete run for the leaderboard."""
+    from bench.bundle import make_bundle, read_results
+    from bench.suites import find_suite
+
+    manifest = read_results(run).manifest
+    suite = find_suite(manifest.suite.removesuffix("-draft"))
+    if suite.id != manifest.suite_id:
+        raise InputError(f"{run} was scored on another {manifest.suite}; its cells have changed since. Run it again.")
+    if not manifest.rankable:
+        print_note("this run was limited (--limit): it will be shown as incomplete, never ranked.")
+    target = output or run.with_name(f"{run.name}.bundle")
+    print_data(str(make_bundle(run, [cell.slug for cell in suite.cells], target, overwrite)))
+
+
+def validate(bundle: Folder, as_json: Json = False) -> None:
+    """Check a bundle: schema, hashes, and every metric against its evidence."""
+    from bench.bundle import validate_bundle
+
+    results = validate_bundle(bundle)
+    facts = {"bundle": str(bundle), "label": results.manifest.label, "cells": len(results.records), "valid": True}
+    if as_json:
+        print_json(facts)
+    else:
+        print_note(
+            f"{bundle} is valid: {facts['label']}, {facts['cells']} cells, every metric follows from its evidence."
+        )
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    for command in (score, compare, bundle, validate):
+        app.command()(command)
+
+
+def _name(metric: str) -> str:
+    from bench.metrics import METRICS
+
+    return {known.id: known.name for known in METRICS}.get(metric, metric)
+
+
+def _figures(metric: str, value: Estimate) -> tuple[str, str]:
+    scale = 1 if metric in ("med_r", "rsum") else 100
+    return f"{scale * value.value:.1f}", f"{scale * value.low:.1f} to {scale * value.high:.1f}"

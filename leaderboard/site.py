@@ -1,0 +1,158 @@
+"""The static page: a table of submissions per suite, built from bundles and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from bench.bundle import Results, validate_bundle
+from bench.errors import InputError, RoveError
+from bench.metrics import HIT_CUTOFFS, find_metric
+from bench.records import Estimate, Record
+from bench.store import write_atomic
+from bench.summary import Summary, summarise
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_COLUMNS = [f"hit@{k}" for k in HIT_CUTOFFS]
+_NOTHING = {"value": "", "interval": ""}
+
+
+def build_site(places: Sequence[Path], output: Path) -> tuple[Path, list[tuple[str, str]]]:
+    """Writes `index.html` and returns its path, with the bundles that were left out and why.
+
+    Args:
+        places: bundles, or folders in which bundles lie at any depth.
+        output: the site's folder.
+
+    Raises:
+        InputError: there is no bundle at all.
+    """
+    folders = [folder for place in places for folder in _bundles_in(place)]
+    if not folders:
+        raise InputError(f"no bundle in {', '.join(map(str, places))}; `rove bundle RUN` makes one.")
+    found, rejected = [], []
+    for folder in folders:
+        try:
+            results = validate_bundle(folder)
+            found.append((results, summarise(results)))
+        except RoveError as error:
+            rejected.append((folder.name, str(error)))
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    page = environment.get_template("index.html").render(suites=_suites(found), rejected=rejected)
+    write_atomic(output / "index.html", page.encode())
+    return output / "index.html", rejected
+
+
+def _bundles_in(place: Path) -> list[Path]:
+    return sorted(path.parent for path in place.rglob("bundle.json"))
+
+
+def _suites(found: list[tuple[Results, Summary]]) -> list[dict[str, Any]]:
+    """One entry per suite id: versions of a suite never mix."""
+    by_id: dict[str, list[tuple[Results, Summary]]] = {}
+    for results, summary in found:
+        by_id.setdefault(results.manifest.suite_id, []).append((results, summary))
+    return [_suite(members) for members in by_id.values()]
+
+
+def _suite(members: list[tuple[Results, Summary]]) -> dict[str, Any]:
+    ranked = [member for member in members if member[0].manifest.rankable]
+    ranked.sort(key=lambda member: member[1].overall.value)
+    families = list(dict.fromkeys(name for _, summary in ranked for name in summary.families))
+    first = members[0][0]
+    return {
+        "label": first.manifest.suite,
+        "draft": first.manifest.suite.endswith("-draft"),
+        "n_cells": len(first.records),
+        "n_images": max(record.data.n_images for record in first.records if record.data),
+        "families": families,
+        "rows": [_row(results, summary, families, number) for number, (results, summary) in enumerate(ranked)],
+        "incomplete": [
+            {"label": results.manifest.label, "missing": f"limited to {results.manifest.limit} images a collection"}
+            for results, _ in members
+            if not results.manifest.rankable
+        ],
+    }
+
+
+def _row(results: Results, summary: Summary, families: list[str], number: int) -> dict[str, Any]:
+    manifest = results.manifest
+    both = summary.clean.get("both", {})
+    worst = summary.shifts[summary.worst]
+    return {
+        "anchor": f"{manifest.suite}-{number + 1}",
+        "label": manifest.label,
+        "method": manifest.submission.method,
+        "overall": {**_percent(summary.overall), "bar": round(100 * min(1.0, max(0.0, summary.overall.value)))},
+        "families": {name: _percent(summary.families[name]) for name in families},
+        "worst": {"name": summary.worst, "lost": f"{_percent(worst)['value']} ({_percent(worst)['interval']})"},
+        "clean": [
+            _percent(summary.clean.get("t2i", {}).get("hit@1")),
+            _percent(summary.clean.get("i2t", {}).get("hit@1")),
+            _figure(both.get("rsum"), 1),
+        ],
+        "parameters": "" if manifest.parameters is None else f"{manifest.parameters / 1e6:.1f} M",
+        "image_ms": _milliseconds(summary.image_ms),
+        "text_ms": _milliseconds(summary.text_ms),
+        "hardware": f"{manifest.environment.cores} x {manifest.environment.processor} ({manifest.device})",
+        "facts": _facts(results),
+        "command": manifest.command,
+        "columns": [f"{direction} {find_metric(name).name}" for direction in _directions(results) for name in _COLUMNS],
+        "cells": [_cell(record, _directions(results)) for record in results.records],
+    }
+
+
+def _facts(results: Results) -> list[tuple[str, str]]:
+    manifest, environment = results.manifest, results.manifest.environment
+    submission = manifest.submission
+    facts = {
+        "title": submission.title,
+        "summary": submission.summary,
+        "base": submission.base,
+        "authors": ", ".join(submission.authors),
+        "license": submission.license,
+        "url": str(submission.url or ""),
+        "trained on": ", ".join(submission.trained_on),
+        "weights sha256": manifest.weights_sha256,
+        "suite id": manifest.suite_id,
+        "seed": str(manifest.seed),
+        "dtype": manifest.dtype,
+        "batch size": str(manifest.batch_size),
+        "isolation": manifest.isolation,
+        "machine": f"{environment.platform}, {environment.cores} x {environment.processor}",
+        "software": ", ".join(f"{name} {version}" for name, version in environment.versions.items()),
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _cell(record: Record, directions: list[str]) -> dict[str, Any]:
+    metrics: dict[str, dict[str, Estimate]] = {str(name): part for name, part in record.metrics.items()}
+    figures = [_percent(metrics.get(direction, {}).get(name)) for direction in directions for name in _COLUMNS]
+    return {"id": record.cell.id, "figures": figures, "flags": record.flags}
+
+
+def _directions(results: Results) -> list[str]:
+    found = {direction for record in results.records for direction in record.cell.directions}
+    return [direction for direction in ("t2i", "i2t", "i2i") if direction in found]
+
+
+def _percent(value: Estimate | None) -> dict[str, str]:
+    return _figure(value, 100)
+
+
+def _figure(value: Estimate | None, scale: float) -> dict[str, str]:
+    if value is None:
+        return _NOTHING
+    return {
+        "value": f"{scale * value.value:.1f}",
+        "interval": f"{scale * value.low:.1f} to {scale * value.high:.1f}",
+    }
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
