@@ -164,5 +164,5 @@ def _check_range(where: str, evidence: dict[Direction, Evidence], n_images: int,
         whole = direction == "i2i" or len(part.queries) == n_queries
         if not whole or len(set(part.queries.tolist())) != len(part.queries) or part.queries.max() >= n_queries:
             raise InputError(f"{where}: the queries of {direction} are not the collection's, each once.")
-        if part.images.max() >= n_images or part.items.max() >= n_items or part.pessimistic.max() > n_items:
+        if part.images.max() >= n_images or part.items.max() >= n_items or part.ranks.pessimistic.max() > n_items:
             raise InputError(f"{where}: {direction} names an image, an item or a rank that cannot be.")

@@ -81,19 +81,8 @@ def check_submission(submission: Submission, settings: WorkerSettings, batch_siz
         count = worker.loaded.parameters
         report.steps.append(Step("load", True, f"{worker.loaded.load_s:.1f} s, {_counted(count)}"))
         images, texts = _samples()
-        for name, encode, items, odd in (
-            ("images", worker.encode_images, images, _odd_images()),
-            ("texts", worker.encode_texts, texts, list(_HARD_TEXTS)),
-        ):
-            with _step(report, name):
-                vectors = checked_vectors(encode(items), f"encode_{name}")
-                report.steps.append(Step(name, True, f"{vectors.shape[1]} dimensions"))
-            with _step(report, f"odd {name}"):
-                checked_vectors(encode(odd), f"encode_{name}")
-                report.steps.append(Step(f"odd {name}", True, f"{len(odd)} of them"))
-            with _step(report, f"order of {name}"):
-                cosine = _invariance(encode, items)
-                report.steps.append(Step(f"order of {name}", True, f"lowest cosine {cosine:.6f}"))
+        _check_tower(report, "images", worker.encode_images, images, _odd_images())
+        _check_tower(report, "texts", worker.encode_texts, texts, list(_HARD_TEXTS))
         if report.passed:
             speed = measure_speed(worker, batch_size)
             detail = f"{speed.image_ms:.1f} ms an image, {speed.text_ms:.2f} ms a caption in batches of {batch_size}"
@@ -136,6 +125,20 @@ def estimate_seconds(suite: Suite, speed: Speed, limit: int | None = None) -> fl
         per_image = 5 * speed.text_ms if text_cell else speed.image_ms
         seconds += sizes[cell.collection] * per_image / 1000
     return seconds + sum(sizes.values()) * 5 * speed.text_ms / 1000
+
+
+def _check_tower(
+    report: Report, name: str, encode: Callable[[list[Any]], np.ndarray], items: list[Any], odd: list[Any]
+) -> None:
+    with _step(report, name):
+        vectors = checked_vectors(encode(items), f"encode_{name}")
+        report.steps.append(Step(name, True, f"{vectors.shape[1]} dimensions"))
+    with _step(report, f"odd {name}"):
+        checked_vectors(encode(odd), f"encode_{name}")
+        report.steps.append(Step(f"odd {name}", True, f"{len(odd)} of them"))
+    with _step(report, f"order of {name}"):
+        cosine = _invariance(encode, items)
+        report.steps.append(Step(f"order of {name}", True, f"lowest cosine {cosine:.6f}"))
 
 
 @contextmanager

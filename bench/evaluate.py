@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from bench.errors import ProtocolError
+from bench.errors import InputError, ProtocolError
 from bench.evidence import Evidence, pack_evidence
 from bench.metrics import Ranks
 from bench.retrieval.exact import positives_of_labels, positives_of_pairs, rank_positives
@@ -62,11 +62,11 @@ def rank_direction(
     """The evidence of one direction, from unit vectors; a caption belongs to the first image that it goes with.
 
     Raises:
-        ProtocolError: `i2i` is asked of a collection without labels.
+        InputError: `i2i` is asked of a collection without labels.
     """
-    if direction == "i2i" and collection.labels is None:
-        raise ProtocolError(f"{collection.name} has no labels; image-to-image retrieval needs them.")
     if direction == "i2i":
+        if collection.labels is None:
+            raise InputError(f"{collection.name} has no labels; image-to-image retrieval needs them.")
         positives, asked, gallery = positives_of_labels(collection.labels), images, images
     else:
         positives = positives_of_pairs(collection.positives, direction)

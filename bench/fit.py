@@ -87,4 +87,4 @@ def _load_fit(source: Path) -> Callable[[FitContext], None]:
     spec.loader.exec_module(module)
     if not callable(getattr(module, "fit", None)):
         raise InputError(f"{source} defines no fit(context).")
-    return module.fit  # type: ignore[no-any-return]
+    return module.fit

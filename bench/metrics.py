@@ -163,7 +163,7 @@ def best_rank(ranks: Ranks) -> Float[np.ndarray, " n_queries"]:
 def map_at_r(ranks: Ranks) -> Float[np.ndarray, " n_queries"]:
     """mAP@R: (1 / R) sum over r <= R of P@r rel(r), R being the query's number of positives; not mAP without a cutoff.
 
-    Source: arXiv 2003.08505, section 3.2.
+    Source: arXiv 2003.08505.
     """
     counts = ranks.n_positives
     precisions = (ranks.places + 1) / ranks.pessimistic
@@ -275,7 +275,7 @@ def relative_drop(
         clean: R@1 mean or RSUM without a shift.
         shifted: the same under each shift, on the last axis.
 
-    Source: arXiv 2212.08044, section 3.3.
+    Source: arXiv 2212.08044.
     """
     return _divide(np.asarray(clean) - np.mean(shifted, axis=-1), np.asarray(clean))
 
@@ -292,7 +292,7 @@ def mce(
         errors: one array per shift, fractions (1 - R@1), severities on the last axis.
         reference_errors: the same of the suite's reference submission.
 
-    Source: arXiv 1903.12261, section 4.2.
+    Source: arXiv 1903.12261.
     """
     pairs = zip(errors, reference_errors, strict=True)
     ratios = [_divide(np.sum(ours, axis=-1), np.sum(theirs, axis=-1)) for ours, theirs in pairs]
@@ -313,7 +313,7 @@ def relative_mce(
         reference_errors: as `errors`, of the suite's reference submission.
         reference_clean_error: as `clean_error`, of the suite's reference submission.
 
-    Source: arXiv 1903.12261, section 4.2.
+    Source: arXiv 1903.12261.
     """
     clean, reference_clean = np.asarray(clean_error)[..., None], np.asarray(reference_clean_error)[..., None]
     return mce([error - clean for error in errors], [error - reference_clean for error in reference_errors])

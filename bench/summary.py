@@ -127,7 +127,7 @@ def summarise(results: Results) -> Summary:
         label=results.manifest.label,
         suite=results.manifest.suite,
         parameters=results.manifest.parameters,
-        clean=dict(canvas.metrics),
+        clean={str(direction): metrics for direction, metrics in canvas.metrics.items()},
         shifts={name: _estimate(value) for name, value in shifts.items()},
         families={name: _estimate(value) for name, value in families.items()},
         overall=_estimate(_mean(families.values())),

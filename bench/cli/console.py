@@ -107,7 +107,7 @@ class RunProgress:
             self._items = None
         self._progress.advance(self._cells)
         if not reused:
-            self._progress.console.print(_cell_line(record), markup=False, highlight=False)
+            self._progress.console.print(_cell_line(record), markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def _cell_line(record: Record) -> str:
         return f"{record.cell.id:<44} {record.status}: {record.reason.splitlines()[0]}"
     shown = []
     for direction, metrics in record.metrics.items():
-        if "hit@1" in metrics:
+        if direction != "both":
             shown.append(f"{direction} R@1 {100 * metrics['hit@1'].value:5.1f}")
     flags = f"  [{', '.join(record.flags)}]" if record.flags else ""
     return f"{record.cell.id:<44} {'  '.join(shown)}{flags}"

@@ -1,6 +1,6 @@
 """Exact ranks of all positives of every query, one block of scores at a time: the full matrix is never held, let alone
-sorted. All scores of a query come from one matrix product whose sides are padded to multiples of 64, so that equal
-vectors get equal scores and a constant encoder is never better than chance. Importing this module loads numba.
+sorted. All scores of a query come from one matrix product, and equal gallery vectors are given equal scores, so that
+rounding decides no tie and a constant encoder is never better than chance. Importing this module loads numba.
 """
 
 from __future__ import annotations
@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Literal, ParamSpec, TypeVar, cast
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from numba import get_num_threads, njit
+from numba import config, njit
 
 from bench.errors import InputError
 from bench.metrics import Ranks, check_offsets, rises_within_queries
 
 BLOCK_BYTES = 64 << 20
-TILE = 64
+MIN_BLOCK_QUERIES = 64
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,7 +114,7 @@ def rank_positives(
 ) -> Ranking:
     """The pessimistic and optimistic rank of every positive by inner product, and the best items of every query.
 
-    Holds one block of scores, a padded copy of the gallery and the result.
+    Holds one block of scores and the result beside its arguments.
 
     Args:
         queries: embeddings, normalised by the caller, float32.
@@ -133,17 +134,18 @@ def rank_positives(
     excluded = positives.queries if exclude_self else np.full(n_queries, -1)
     pessimistic, optimistic, items = (np.empty(n_pairs, dtype=np.int32) for _ in range(3))
     best = np.full((n_queries, top), -1, dtype=np.int32)
+    copies = _find_copies(gallery)
 
-    def rank(first: int, scores: Float32[np.ndarray, "n_rows n_columns"]) -> int:
+    def rank(first: int, scores: Float32[np.ndarray, "n_rows n_items"]) -> int:
         part = slice(first, first + len(scores))
         offsets = positives.offsets[first : part.stop + 1]
         pairs = slice(offsets[0], offsets[-1])
+        _equate_copies(scores, copies)
         items[pairs] = _best_first(scores, offsets, positives.items[pairs])
-        return _rank_rows(
-            scores[:, : len(gallery)], excluded[part], offsets, items, pessimistic, optimistic, best[part]
-        )
+        return _rank_rows(scores, excluded[part], offsets, items, pessimistic, optimistic, best[part])
 
-    n_threads = get_num_threads()
+    # numba.get_num_threads() would start its own pool, after which this process must not fork.
+    n_threads = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     with ThreadPoolExecutor(n_threads) as pool:
         for start, scores in _iterate_scores(queries, gallery, positives.queries, block_bytes):
             parts = np.array_split(scores, n_threads)
@@ -182,40 +184,31 @@ def _iterate_scores(
     gallery: Float[np.ndarray, "n_items dim"],
     rows: Int[np.ndarray, " n_queries"],
     block_bytes: int,
-) -> Iterator[tuple[int, Float32[np.ndarray, "n_block n_columns"]]]:
-    """Blocks of the scores of queries `rows` with all items, and their first query; all blocks share one buffer.
-
-    Both sides are padded with zeros: the edge kernels of a matrix product may round differently from the others. The
-    query block is a copy also where it need not be, since NumPy multiplies an array with itself by another routine.
-    """
-    columns = _pad_rows(gallery).T
-    n_columns = columns.shape[1]
-    rows_per_block = max(TILE, block_bytes // (4 * n_columns) // TILE * TILE)
-    buffer = np.empty((min(rows_per_block, _round_up(rows.size)), n_columns), dtype=np.float32)
+) -> Iterator[tuple[int, Float32[np.ndarray, "n_block n_items"]]]:
+    """Blocks of the scores of queries `rows` with all items, and their first query; all blocks share one buffer."""
+    rows_per_block = max(MIN_BLOCK_QUERIES, block_bytes // (4 * len(gallery)))
+    buffer = np.empty((min(rows_per_block, rows.size), len(gallery)), dtype=np.float32)
     for start in range(0, rows.size, rows_per_block):
-        block = _pad_rows(queries[rows[start : start + rows_per_block]])
+        block = queries[rows[start : start + rows_per_block]]
         with np.errstate(invalid="ignore", over="ignore"):
-            np.matmul(block, columns, out=buffer[: len(block)])
-        yield start, buffer[: min(rows_per_block, rows.size - start)]
+            np.matmul(block, gallery.T, out=buffer[: len(block)])
+        yield start, buffer[: len(block)]
+
+
+def _find_copies(gallery: Float[np.ndarray, "n_items dim"]) -> Int[np.ndarray, "n_copies 2"]:
+    """Every item whose vector already stood at a lower row, and the first such row; 0 and -0 are equal."""
+    firsts: dict[bytes, int] = {}
+    digests = (blake2b((vector + 0.0).tobytes(), digest_size=16).digest() for vector in gallery)
+    found = [(item, firsts.setdefault(digest, item)) for item, digest in enumerate(digests)]
+    return np.array([(item, first) for item, first in found if item != first], dtype=np.int64).reshape(-1, 2)
 
 
 def _best_first(
-    scores: Float32[np.ndarray, "n_rows n_columns"], offsets: Int[np.ndarray, " n_rows_plus_1"], items: np.ndarray
+    scores: Float32[np.ndarray, "n_rows n_items"], offsets: Int[np.ndarray, " n_rows_plus_1"], items: np.ndarray
 ) -> Int[np.ndarray, " n_pairs"]:
     """The positives `items` of each row in the order of their scores, of equal ones the lower item first."""
     rows = np.repeat(np.arange(len(scores)), np.diff(offsets))
     return items[np.lexsort((-scores[rows, items], rows))]
-
-
-def _round_up(count: int) -> int:
-    return -(-count // TILE) * TILE
-
-
-def _pad_rows(matrix: Float[np.ndarray, "n_rows dim"]) -> Float[np.ndarray, "n_padded dim"]:
-    """The matrix with zero rows appended up to a multiple of 64, contiguous."""
-    padded = np.zeros((_round_up(len(matrix)), matrix.shape[1]), dtype=np.float32)
-    padded[: len(matrix)] = matrix
-    return padded
 
 
 def _first_not_finite(matrix: Float[np.ndarray, "n_rows n_columns"]) -> int | None:
@@ -238,6 +231,18 @@ def _not_finite(queries: np.ndarray, gallery: np.ndarray, query: int) -> InputEr
 def _compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function as machine code that leaves other threads running, compiled when first called and kept on disk."""
     return cast(Callable[P, R], njit(cache=True, nogil=True)(function))
+
+
+@_compiled
+def _equate_copies(scores: np.ndarray, copies: np.ndarray) -> None:
+    """Gives copies the score of the first of their kind, in place.
+
+    A matrix product rounds its edge columns differently from the others on some processors (AVX2), and padding to a
+    round number of columns does not help where the kernel's own width is not round.
+    """
+    for row in range(len(scores)):
+        for copy in range(len(copies)):
+            scores[row, copies[copy, 0]] = scores[row, copies[copy, 1]]
 
 
 @_compiled

@@ -118,7 +118,10 @@ def read_suite(path: Path) -> Suite:
 
 def _expand(group: CellGroup) -> list[Cell]:
     shifts = [f"{group.shift}:{severity}" for severity in group.severities] or [group.shift]
-    return [Cell(collection=group.collection, shift=shift, directions=tuple(group.directions)) for shift in shifts]
+    return [
+        Cell(collection=group.collection, shift=shift, baseline=group.baseline, directions=tuple(group.directions))
+        for shift in shifts
+    ]
 
 
 def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:

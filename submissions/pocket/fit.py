@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.types import Collection, FitContext
-from submissions.pocket.model import HEAD_FILE, MEMBERS, ImageTower, TextTower, build_heads, to_pixels
+from submissions.pocket.model import HEAD_FILE, MEMBERS, Ensemble, ImageTower, TextTower, build_heads, to_pixels
 
 DROPOUT = 0.5
 BATCH, EPOCHS = 500, (30, 60)
@@ -80,7 +80,7 @@ def _train(data: Features, epochs: int, context: FitContext) -> nn.ModuleDict:
         losses = []
         for rows in rng.permutation(len(data.images))[: steps // epochs * batch].reshape(-1, batch):
             captions = [rng.choice(data.captions_of[i]) for i in rows]
-            members = zip(heads["images"].members, heads["texts"].members, log_scales, strict=True)
+            members = zip(_members(heads, "images"), _members(heads, "texts"), log_scales, strict=True)
             loss = torch.stack(
                 [
                     _loss(of_images(data.images[rows]), of_texts(data.texts[captions]), log_scale, meaning[rows])
@@ -94,6 +94,11 @@ def _train(data: Features, epochs: int, context: FitContext) -> nn.ModuleDict:
             losses.append(loss.item())
         context.report({"epoch": epoch + 1, "epochs": epochs, "loss": float(np.mean(losses)) / MEMBERS})
     return heads.eval()
+
+
+def _members(heads: nn.ModuleDict, tower: str) -> list[nn.Module]:
+    ensemble = heads[tower]
+    return list(ensemble.members) if isinstance(ensemble, Ensemble) else []
 
 
 def _loss(images: Tensor, texts: Tensor, log_scale: Tensor, meaning: Tensor) -> Tensor:

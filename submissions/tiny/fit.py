@@ -3,7 +3,8 @@
 Two losses on every batch: symmetric InfoNCE in which a caption that is also true of another image of the batch is no
 negative, and, on the image alone, which frequent word sequences its captions contain (a multi-label classification,
 whose layer is thrown away). The second gives the image tower a denser signal than one caption does, which is what
-lets it learn from a few thousand images; its weight falls to nothing over the training. Weights are averaged over the last steps and stored in half precision.
+lets it learn from a few thousand images; its weight falls to nothing over the training. Weights are averaged over the
+last steps and stored in half precision.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _examples(collection: Collection, tokenizer: Any) -> Examples:
     return Examples(
         pixels=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
         tokens=tokenizer(list(collection.captions)),
-        ngrams=torch.from_numpy(frequent_ngrams([[collection.captions[i] for i in row] for row in captions_of])),
+        ngrams=torch.from_numpy(frequent_ngrams([[collection.captions[int(i)] for i in row] for row in captions_of])),
         captions_of=captions_of,
         true_of=torch.from_numpy(true_of),
     )
