@@ -1,0 +1,163 @@
+"""Bundles: what was altered is refused, whatever was altered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.bundle import make_bundle, read_results, validate_bundle
+from bench.errors import IncompleteError, InputError, UsageError
+from bench.evidence import Evidence, pack_evidence, read_evidence
+from bench.metrics import Ranks
+from bench.run import RunResult
+from bench.store import sha256_of
+from bench.suites import Suite
+
+
+@pytest.fixture
+def bundle(finished_run: RunResult, suite: Suite, tmp_path: Path) -> Path:
+    return make_bundle(finished_run.folder, [cell.slug for cell in suite.cells], tmp_path / "bundle", overwrite=False)
+
+
+def test_an_honest_bundle_is_valid(bundle: Path, suite: Suite) -> None:
+    results = validate_bundle(bundle)
+    assert {record.cell for record in results.records} == set(suite.cells)
+
+
+def test_an_incomplete_run_makes_no_bundle(finished_run: RunResult, suite: Suite, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run.folder, run)
+    (run / "cells" / f"{suite.cells[0].slug}.json").unlink()
+    with pytest.raises(IncompleteError, match=suite.cells[0].slug):
+        make_bundle(run, [cell.slug for cell in suite.cells], tmp_path / "bundle", overwrite=False)
+
+
+def test_only_a_bundle_is_overwritten(bundle: Path, finished_run: RunResult, suite: Suite, tmp_path: Path) -> None:
+    slugs = [cell.slug for cell in suite.cells]
+    with pytest.raises(UsageError, match="not empty"):
+        make_bundle(finished_run.folder, slugs, bundle, overwrite=False)
+    assert make_bundle(finished_run.folder, slugs, bundle, overwrite=True) == bundle
+    other = tmp_path / "holiday"
+    other.mkdir()
+    (other / "photo.jpg").write_bytes(b"dear")
+    with pytest.raises(UsageError, match="no bundle"):
+        make_bundle(finished_run.folder, slugs, other, overwrite=True)
+    assert (other / "photo.jpg").read_bytes() == b"dear"
+
+
+def better_metric(record: dict) -> None:
+    record["metrics"]["t2i"]["hit@1"]["value"] = 0.99
+
+
+def narrower_interval(record: dict) -> None:
+    record["metrics"]["t2i"]["hit@1"]["low"] += 0.01
+
+
+def invented_metric(record: dict) -> None:
+    record["metrics"]["t2i"]["greatness"] = {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def fewer_images(record: dict) -> None:
+    record["data"]["n_images"] -= 1
+
+
+def no_flags(record: dict) -> None:
+    record["flags"] = ["verified"]
+
+
+def unknown_field(record: dict) -> None:
+    record["note"] = "trust me"
+
+
+def infinite(record: dict) -> None:
+    record["metrics"]["t2i"]["hit@1"]["value"] = float("inf")
+
+
+def failed(record: dict) -> None:
+    record["status"] = "crash"
+
+
+def other_cell(record: dict) -> None:
+    record["cell"]["shift"] = "gaussian_noise:4"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        better_metric,
+        narrower_interval,
+        invented_metric,
+        fewer_images,
+        no_flags,
+        unknown_field,
+        infinite,
+        failed,
+        other_cell,
+    ],
+)
+def test_an_altered_record_is_refused(bundle: Path, suite: Suite, change: Callable[[dict], None]) -> None:
+    path = bundle / "cells" / f"{suite.cells[1].slug}.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    reseal(bundle)
+    with pytest.raises(InputError) as caught:
+        validate_bundle(bundle)
+    assert str(bundle) in str(caught.value)
+
+
+def test_altered_evidence_is_refused_even_with_a_new_hash(bundle: Path, suite: Suite) -> None:
+    stem = bundle / "cells" / suite.cells[1].slug
+    evidence = read_evidence(stem.with_suffix(".parquet"))
+    part = evidence["t2i"]
+    first = Ranks(part.ranks.offsets, part.ranks.places + 1, part.ranks.places + 1)
+    evidence["t2i"] = Evidence(part.queries, part.images, first, part.items, part.top)
+    stem.with_suffix(".parquet").write_bytes(pack_evidence(evidence))
+    record = json.loads(stem.with_suffix(".json").read_text())
+    record["evidence_sha256"] = sha256_of(stem.with_suffix(".parquet"))
+    stem.with_suffix(".json").write_text(json.dumps(record))
+    reseal(bundle)
+    with pytest.raises(InputError, match="its evidence gives"):
+        validate_bundle(bundle)
+
+
+@pytest.mark.parametrize("damage", ["flip", "extra", "missing", "link"])
+def test_damaged_files_are_refused(bundle: Path, suite: Suite, damage: str) -> None:
+    path = bundle / "cells" / f"{suite.cells[0].slug}.parquet"
+    if damage == "flip":
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    elif damage == "extra":
+        (bundle / "cells" / "notes.html").write_text("<script>")
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.rename(bundle.parent / "elsewhere.parquet")
+        path.symlink_to(bundle.parent / "elsewhere.parquet")
+    with pytest.raises(InputError):
+        validate_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", '{"schema_version": 1, "schema_version": 1}', '{"a": NaN}', "[" * 100_000, " " * (5 << 20)],
+)
+def test_malformed_json_is_an_input_error(bundle: Path, text: str) -> None:
+    (bundle / "run.json").write_text(text)
+    with pytest.raises(InputError, match=r"run\.json"):
+        read_results(bundle)
+
+
+def test_evidence_survives_the_round_trip(finished_run: RunResult, tmp_path: Path) -> None:
+    path = finished_run.folder / "cells" / f"{finished_run.records[0].cell.slug}.parquet"
+    packed = pack_evidence(read_evidence(path))
+    assert packed == path.read_bytes()
+
+
+def reseal(bundle: Path) -> None:
+    index = json.loads((bundle / "bundle.json").read_text())
+    index["files"] = {name: sha256_of(bundle / name) for name in index["files"]}
+    (bundle / "bundle.json").write_text(json.dumps(index))

@@ -1,0 +1,147 @@
+"""The command line as a user types it: output, exit codes, suggestions, and how fast it starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.run import RunResult
+
+
+def rove(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_start_up_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, bench.cli\n"
+        "heavy = {'torch', 'numpy', 'faiss', 'datasets', 'pandas', 'PIL', 'pydantic', 'numba'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("submissions", "tiny"),
+        ("recipes", "pocket"),
+        ("shifts", "typo_keyboard"),
+        ("datasets", "flickr30k"),
+        ("suites", "flickr8k-core-v1-draft"),
+    ],
+)
+def test_list_is_data_on_stdout(kind: str, name: str) -> None:
+    done = rove("list", kind, "--json")
+    assert done.returncode == 0, done.stderr
+    assert name in {row["name"] for row in json.loads(done.stdout)}
+
+
+def test_describe_finds_every_kind_of_thing() -> None:
+    for name, kind in (("coco", "dataset"), ("sketch", "shift"), ("demo-v1", "suite"), ("openclip", "submission")):
+        done = rove("describe", name, "--json")
+        assert done.returncode == 0, done.stderr
+        assert kind in json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("list", "shfts"), 2, "Did you mean 'shifts'?"),
+        (("describe", "flickr30"), 2, "Did you mean 'flickr30k'?"),
+        (("run", "tinny", "--suite", "demo-v1"), 2, "Did you mean 'tiny'?"),
+        (("run", "tiny", "--suite", "demo-v2"), 2, "rove list suites"),
+        (("run", "tiny", "--suite", "demo-v1", "--model-arg", "depth=3"), 2, "takes no --model-arg depth"),
+        (("run", "tiny", "--suite", "demo-v1", "--model-arg", "depth"), 2, "expected KEY=VALUE"),
+        (("run", "tiny", "--suite", "demo-v1", "--overwrite", "sometimes"), 2, "expected never, missing or always"),
+        (("run", "nowhere/at/all", "--suite", "demo-v1"), 2, "no folder nowhere/at/all"),
+        (("fit", "tinny", "--train", "scenes", "--output", "x"), 2, "rove list recipes"),
+        (("describe", "folder:/does/not/exist"), 3, "/does/not/exist"),
+        (("frobnicate",), 2, "No such command"),
+    ],
+)
+def test_wrong_input_is_explained(arguments: tuple[str, ...], code: int, words: str) -> None:
+    done = rove(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_scaffold_passes_check_and_runs(tmp_path: Path, suite_file: Path) -> None:
+    made = rove("new", "my-model", "--output", tmp_path / "mine")
+    assert made.stdout.strip() == str(tmp_path / "mine")
+    checked = rove("check", tmp_path / "mine", "--json")
+    assert checked.returncode == 0, checked.stderr
+    report = json.loads(checked.stdout)
+    assert report["passed"]
+    assert report["suite_seconds"]["flickr8k-core-v1-draft"] > 0
+    again = rove("new", "my-model", "--output", tmp_path / "mine")
+    assert (again.returncode, "exists" in again.stderr) == (2, True)
+    done = rove("run", tmp_path / "mine", "--suite", suite_file, "--limit", "8", "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["rankable"] is False
+
+
+def test_check_names_what_fails(toys: Path, tmp_path: Path) -> None:
+    done = rove("check", f"{toys / 'faulty.py'}:half_precision")
+    assert done.returncode == 4
+    assert "float16" in done.stderr
+    module = tmp_path / "neighbourly.py"
+    module.write_text(
+        "import numpy as np\n"
+        "class Neighbourly:\n"
+        "    def encode_images(self, images):\n"
+        "        return np.eye(len(images), 20, dtype=np.float32) + 1e-3\n"
+        "    def encode_texts(self, texts):\n"
+        "        return np.ones((len(texts), 20), np.float32)\n"
+        "def load(context):\n"
+        "    return Neighbourly()\n"
+    )
+    counted = rove("check", f"{module}:load")
+    assert counted.returncode == 4
+    assert "depends on its neighbours" in " ".join(counted.stderr.split())
+
+
+def test_dry_run_writes_nothing(toys: Path, suite_file: Path, tmp_path: Path) -> None:
+    done = rove("run", toys / "colours", "--suite", suite_file, "--output", tmp_path / "run", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert len(plan["cells"]) == 7
+    assert plan["seconds"] > 0
+    assert 0 < plan["detectable_pp"] < 100
+    assert not (tmp_path / "run").exists()
+
+
+def test_failed_cells_exit_with_5(toys: Path, suite_file: Path, tmp_path: Path) -> None:
+    done = rove("run", f"{toys / 'faulty.py'}:zero", "--suite", suite_file, "--output", tmp_path / "run")
+    assert done.returncode == 5
+    assert "7 of 7 cells failed" in done.stderr
+
+
+def test_score_and_compare(finished_run: RunResult) -> None:
+    scored = rove("score", finished_run.folder, "--json")
+    summary = json.loads(scored.stdout)
+    assert set(summary["shifts"]) == {"gaussian_noise", "typo_keyboard", "scenes-night/test"}
+    assert summary["overall"]["low"] <= summary["overall"]["value"] <= summary["overall"]["high"]
+    compared = rove("compare", finished_run.folder, finished_run.folder, "--json")
+    for row in json.loads(compared.stdout):
+        assert row["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        assert row["p_holm"] == 1.0
+        assert row["equivalent"]
+
+
+def test_fit_makes_a_submission(tmp_path: Path) -> None:
+    done = rove("fit", "tiny", "--train", "scenes/val", "--epochs", "1", "--output", tmp_path / "fitted")
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "fitted" / "fit.jsonl").read_text().splitlines()]
+    assert log[-1]["epoch"] == 1
+    again = rove("fit", "tiny", "--train", "scenes/val", "--epochs", "1", "--output", tmp_path / "fitted")
+    assert (again.returncode, "not empty" in again.stderr) == (2, True)
+    assert rove("check", tmp_path / "fitted").returncode == 0
