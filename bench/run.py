@@ -249,7 +249,7 @@ class _Runner:
             found = load_collection(name, data_dirs=self._settings.data_dirs, offline=offline)
             if len(found.images) < expected:
                 raise InputError(f"{name} has {len(found.images)} images; {self._suite.label} expects {expected}.")
-            collection = found.head(min(expected, self._settings.limit or expected))
+            collection = _limited(found.head(expected), self._settings.limit)
             self._collections[name] = (collection, _source_digest(collection))
         return self._collections[name]
 
@@ -302,6 +302,17 @@ def _shift_of(cell: Cell) -> tuple[Shift, int] | None:
 
 def _identity_of(shift: tuple[Shift, int] | None, seed: int) -> list[object]:
     return [] if shift is None else [shift[0].name, shift[0].version, shift[1], seed]
+
+
+def _limited(collection: Collection, limit: int | None) -> Collection:
+    """The first `limit` images; of labelled ones so many more that two of them share a label."""
+    if limit is None:
+        return collection
+    if collection.labels is not None:
+        firsts = np.unique(collection.labels, return_index=True)[1]
+        seconds = np.setdiff1d(np.arange(len(collection.labels)), firsts)
+        limit = max(limit, int(seconds[0]) + 1) if seconds.size else limit
+    return collection.head(limit)
 
 
 def _source_digest(collection: Collection) -> str:

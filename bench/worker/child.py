@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 
 from bench import torchvision_fix
+from bench.errors import RoveError
 from bench.types import Encoder, LoadContext
 from bench.worker.wire import Channel, MemoryFile
 
@@ -36,6 +37,8 @@ def serve(channel: Channel, inbox: MemoryFile, outbox: MemoryFile) -> None:
             answer = {"ok": True, **session.answer(request)}
         except Refused as error:
             answer = {"ok": False, "status": "protocol", "error": str(error), "traceback": ""}
+        except RoveError as error:
+            answer = {"ok": False, "status": "error", "error": str(error), "traceback": ""}
         except MemoryError as error:
             answer = {"ok": False, "status": "oom", "error": f"MemoryError: {error}", "traceback": ""}
         except Exception as error:

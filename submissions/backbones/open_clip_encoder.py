@@ -33,18 +33,22 @@ class OpenClipEncoder:
     ) -> None:
         self._device, self._dtype = device, getattr(torch, dtype)
         self.model: Any = model.eval().to(device=device, dtype=self._dtype)
-        self._preprocess, self._tokenize = preprocess, tokenize
+        self._preprocess, self.tokenize = preprocess, tokenize
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[PIL.Image.Image]) -> Float[np.ndarray, "n_images dim"]:
         """Embeddings as the model's projection gives them, (n_images, dim) float32."""
-        pixels = torch.stack([self._preprocess(image) for image in images])
-        return _array(self.model.encode_image(pixels.to(device=self._device, dtype=self._dtype)))
+        pixels = self.preprocess_batch(images).to(device=self._device, dtype=self._dtype)
+        return _array(self.model.encode_image(pixels))
+
+    def preprocess_batch(self, images: Sequence[PIL.Image.Image]) -> Tensor:
+        """What the model is fed, (n_images, 3, height, width) float32."""
+        return torch.stack([self._preprocess(image) for image in images])
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:
         """Embeddings as the model's projection gives them, (n_texts, dim) float32."""
-        return _array(self.model.encode_text(self._tokenize(list(texts)).to(self._device)))
+        return _array(self.model.encode_text(self.tokenize(list(texts)).to(self._device)))
 
 
 def _array(embeddings: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Silent
+from observers import Silent
 
 from bench.bundle import read_results, verify_record
 from bench.data.registry import load_collection

@@ -1,5 +1,4 @@
 """Seconds and peak memory of ranking at the size of COCO 5K: ours beside torch's top 10 and a full sort. A script."""
-# ruff: noqa: T201
 
 from __future__ import annotations
 

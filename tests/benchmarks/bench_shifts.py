@@ -1,5 +1,4 @@
 """Milliseconds per image: our corruptions beside the imagecorruptions package's. Run it as a script."""
-# ruff: noqa: T201
 
 from __future__ import annotations
 
