@@ -40,7 +40,10 @@ def test_recall_agrees_within_a_tenth_of_a_point(own_captions_only: Collection) 
         )
         for direction in ("t2i", "i2t")
     }
-    captions_of = [collection.positives[collection.positives[:, 0] == i, 1] for i in range(N_IMAGES)]
+    captions_of = [
+        [collection.captions[c] for c in collection.positives[collection.positives[:, 0] == i, 1]]
+        for i in range(N_IMAGES)
+    ]
     batches = [
         (
             encoder.preprocess_batch(images[i : i + 50]),
