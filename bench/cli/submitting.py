@@ -85,6 +85,7 @@ def fit(
     validation: Annotated[
         str | None, typer.Option("--val", help="Data set for choices; default: held out of --train.")
     ] = None,
+    data_dir: DataDirs = None,
     seed: Annotated[int, typer.Option(help="Same seed, same weights on the same machine.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
     device: Device = "cpu",
@@ -95,8 +96,11 @@ def fit(
     from bench.data.registry import load_collection
     from bench.fit import run_fit
 
-    collection = load_collection(_with_split(train, "train"), offline=offline)
-    held_out = None if validation is None else load_collection(validation, offline=offline)
+    copies = parse_pairs(data_dir or [], "--data-dir")
+    collection = load_collection(_with_split(train, "train"), data_dirs=copies, offline=offline)
+    held_out = None
+    if validation is not None:
+        held_out = load_collection(_with_split(validation, "val"), data_dirs=copies, offline=offline)
     run_fit(recipe, collection, held_out, output, seed, epochs, device, overwrite, lambda line: print_note(line))
     print_note(f"wrote {output}. Next: rove check {output}")
     print_data(str(output))

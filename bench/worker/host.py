@@ -160,7 +160,7 @@ class Worker:
                 "module": str(self._submission.module),
                 "function": self._submission.function,
                 "folder": str(self._submission.folder),
-                "args": dict(self._submission.args),
+                "args": {name: _absolute(value) for name, value in self._submission.args.items()},
                 "requires": self._submission.manifest.requires,
                 "device": self._settings.device,
                 "dtype": self._settings.dtype,
@@ -275,6 +275,11 @@ def _environment(scratch: Path, offline: bool) -> dict[str, str]:
     fixed = {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(scratch)}
     hub = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
     return {**kept, **fixed, **hub, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _absolute(value: str) -> str:
+    """An argument that names an existing file or folder, made independent of the folder that the worker runs in."""
+    return str(Path(value).resolve()) if os.sep in value and Path(value).exists() else value
 
 
 def _described(shape: object) -> str:

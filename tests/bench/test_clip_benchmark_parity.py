@@ -44,13 +44,7 @@ def test_recall_agrees_within_a_tenth_of_a_point(own_captions_only: Collection) 
         [collection.captions[c] for c in collection.positives[collection.positives[:, 0] == i, 1]]
         for i in range(N_IMAGES)
     ]
-    batches = [
-        (
-            encoder.preprocess_batch(images[i : i + 50]),
-            [[collection.captions[c] for c in captions_of[j]] for j in range(i, i + 50)],
-        )
-        for i in range(0, N_IMAGES, 50)
-    ]
+    batches = [(encoder.preprocess_batch(images[i : i + 50]), captions_of[i : i + 50]) for i in range(0, N_IMAGES, 50)]
     peer = zeroshot_retrieval.evaluate(
         encoder.model, batches, encoder.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10]
     )

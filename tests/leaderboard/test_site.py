@@ -59,7 +59,7 @@ def test_the_table_shows_what_the_evidence_gives(bundle: Path, tmp_path: Path) -
     summary = summarise_run(bundle)
     assert shown["Submission"][0] == "colours"
     assert shown["Lost overall"][0] == f"{100 * summary.overall.value:.1f}"
-    assert shown["typo"][0] == f"{100 * summary.families['typo'].value:.1f}"
+    assert shown["Lost: typo"][0] == f"{100 * summary.families['typo'].value:.1f}"
     clean = summary.clean["t2i"]["hit@1"]
     assert (
         " ".join(shown["Clean t2i R@1"]) == f"{100 * clean.value:.1f} {100 * clean.low:.1f} to {100 * clean.high:.1f}"
