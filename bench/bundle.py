@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,7 +31,6 @@ class BundleIndex(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
-    cells: tuple[str, ...]
     files: dict[str, Sha256]
 
 
@@ -75,32 +74,51 @@ def read_results(folder: Path) -> Results:
     return Results(folder, manifest, tuple(records))
 
 
-def make_bundle(run: Path, cell_slugs: Iterable[str], output: Path, overwrite: bool) -> Path:
-    """Copies a complete run to `output` and adds its index.
+def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
+    """Copies a complete run to `output` and adds its index; `output` appears whole or not at all.
 
     Raises:
         IncompleteError: a cell of the suite is missing or failed.
         UsageError: `output` is not empty.
         InputError: the run's files contradict each other.
     """
-    wanted = list(cell_slugs)
     results = read_results(run)
-    done = {record.cell.slug for record in results.records if record.status == "ok"}
-    missing = [slug for slug in wanted if slug not in done]
-    if missing:
-        raise IncompleteError(f"{run} lacks {len(missing)} of {len(wanted)} cells, first {missing[0]}; run it again.")
+    check_complete(results)
     if output.exists() and any(output.iterdir()):
         if not overwrite:
             raise UsageError(f"{output} is not empty; choose another --output, or --overwrite to replace it.")
         if not (output / "bundle.json").is_file():
             raise UsageError(f"{output} is no bundle; it is not overwritten.")
-        shutil.rmtree(output)
-    names = ["run.json", *(f"cells/{slug}{end}" for slug in sorted(wanted) for end in (".json", ".parquet"))]
-    for name in names:
-        write_atomic(output / name, (run / name).read_bytes())
-    index = BundleIndex(cells=tuple(wanted), files={name: sha256_of(output / name) for name in names})
-    write_atomic(output / "bundle.json", to_json(index))
+    slugs = sorted(cell.slug for cell in results.manifest.cells)
+    names = ["run.json", *(f"cells/{slug}{end}" for slug in slugs for end in (".json", ".parquet"))]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        unfinished = Path(folder) / output.name
+        for name in names:
+            write_atomic(unfinished / name, (run / name).read_bytes())
+        index = BundleIndex(files={name: sha256_of(unfinished / name) for name in names})
+        write_atomic(unfinished / "bundle.json", to_json(index))
+        if output.exists():
+            shutil.rmtree(output)
+        unfinished.rename(output)
     return output
+
+
+def check_complete(results: Results) -> None:
+    """Nothing, if every cell of the suite has an ok record, and there is no other.
+
+    Raises:
+        IncompleteError: a cell is missing or failed.
+        InputError: a record belongs to no cell of the suite.
+    """
+    done = {record.cell for record in results.records if record.status == "ok"}
+    missing = [cell for cell in results.manifest.cells if cell not in done]
+    if missing:
+        count = f"{len(missing)} of {len(results.manifest.cells)} cells"
+        raise IncompleteError(f"{results.folder} lacks {count}, first {missing[0].id}; the same `rove run` adds them.")
+    stray = next((record.cell for record in results.records if record.cell not in results.manifest.cells), None)
+    if stray:
+        raise InputError(f"{results.folder} has a record of {stray.id}, which is no cell of its suite.")
 
 
 def validate_bundle(folder: Path) -> Results:
@@ -112,8 +130,7 @@ def validate_bundle(folder: Path) -> Results:
     index = read_json(folder / "bundle.json", BundleIndex)
     _check_files(folder, index)
     results = read_results(folder)
-    if {record.cell.slug for record in results.records} != set(index.cells):
-        raise InputError(f"{folder}/bundle.json lists other cells than there are records.")
+    check_complete(results)
     for record in results.records:
         verify_record(results, record)
     return results
@@ -128,6 +145,9 @@ def verify_record(results: Results, record: Record) -> None:
     where = f"{results.folder}: {record.cell.id}"
     if record.status != "ok" or record.data is None:
         raise InputError(f"{where} has the status '{record.status}'; expected ok, with data.")
+    whole = results.manifest.collections.get(record.cell.collection, 0)
+    if results.manifest.rankable and record.data.n_images != whole:
+        raise InputError(f"{where} was scored on {record.data.n_images} images; its suite has {whole}.")
     evidence = results.evidence(record)
     _check_range(where, evidence, record.data.n_images, record.data.n_captions)
     computed = score_evidence(evidence, record.data.n_images)
@@ -162,7 +182,13 @@ def _check_range(where: str, evidence: dict[Direction, Evidence], n_images: int,
         n_items = n_captions if direction == "i2t" else n_images
         n_queries = n_captions if direction == "t2i" else n_images
         whole = direction == "i2i" or len(part.queries) == n_queries
+        outside = part.images.max() >= n_images or part.items.max() >= n_items or part.items.min() < 0
         if not whole or len(set(part.queries.tolist())) != len(part.queries) or part.queries.max() >= n_queries:
             raise InputError(f"{where}: the queries of {direction} are not the collection's, each once.")
-        if part.images.max() >= n_images or part.items.max() >= n_items or part.ranks.pessimistic.max() > n_items:
+        if (
+            part.images.max() >= n_images
+            or part.items.max() >= n_items
+            or part.items.min() < 0
+            or part.ranks.pessimistic.max() > n_items
+        ):
             raise InputError(f"{where}: {direction} names an image, an item or a rank that cannot be.")

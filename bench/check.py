@@ -82,7 +82,8 @@ def check_submission(submission: Submission, settings: WorkerSettings, batch_siz
         report.steps.append(Step("load", True, f"{worker.loaded.load_s:.1f} s, {_counted(count)}"))
         images, texts = _samples()
         _check_tower(report, "images", worker.encode_images, images, _odd_images())
-        _check_tower(report, "texts", worker.encode_texts, texts, list(_HARD_TEXTS))
+        if report.passed:
+            _check_tower(report, "texts", worker.encode_texts, texts, list(_HARD_TEXTS))
         if report.passed:
             speed = measure_speed(worker, batch_size)
             detail = f"{speed.image_ms:.1f} ms an image, {speed.text_ms:.2f} ms a caption in batches of {batch_size}"
@@ -130,15 +131,15 @@ def estimate_seconds(suite: Suite, speed: Speed, limit: int | None = None) -> fl
 def _check_tower(
     report: Report, name: str, encode: Callable[[list[Any]], np.ndarray], items: list[Any], odd: list[Any]
 ) -> None:
-    with _step(report, name):
-        vectors = checked_vectors(encode(items), f"encode_{name}")
-        report.steps.append(Step(name, True, f"{vectors.shape[1]} dimensions"))
-    with _step(report, f"odd {name}"):
-        checked_vectors(encode(odd), f"encode_{name}")
-        report.steps.append(Step(f"odd {name}", True, f"{len(odd)} of them"))
-    with _step(report, f"order of {name}"):
-        cosine = _invariance(encode, items)
-        report.steps.append(Step(f"order of {name}", True, f"lowest cosine {cosine:.6f}"))
+    looks: dict[str, Callable[[], str]] = {
+        name: lambda: f"{checked_vectors(encode(items), f'encode_{name}').shape[1]} dimensions",
+        f"odd {name}": lambda: f"{len(checked_vectors(encode(odd), f'encode_{name}'))} of them",
+        f"order of {name}": lambda: f"lowest cosine {_invariance(encode, items):.6f}",
+    }
+    for title, look in looks.items():
+        if report.passed:
+            with _step(report, title):
+                report.steps.append(Step(title, True, look()))
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import statistics
 import time
@@ -22,7 +21,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float
 
-from bench.errors import ProtocolError, SubmissionError
+from bench.errors import ProtocolError, RoveError, SubmissionError
 from bench.feed import Pixels, Prepare, feed_batches
 from bench.records import digest_of
 from bench.store import write_atomic
@@ -32,7 +31,7 @@ from bench.worker.host import Loaded, Worker, WorkerSettings
 
 Progress = Callable[[int], None]
 Item = TypeVar("Item")
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _RECENT = 4
 _log = logging.getLogger("rove")
 
@@ -57,8 +56,16 @@ class Embedded:
 class Embedder:
     """Encodes collections with one submission; a context manager, since it may hold a worker."""
 
-    def __init__(self, submission: Submission, settings: WorkerSettings, cache: Path, batch_size: int) -> None:
-        self._submission, self._settings = submission, settings
+    def __init__(
+        self,
+        submission: Submission,
+        settings: WorkerSettings,
+        cache: Path,
+        batch_size: int,
+        surroundings: object = None,
+    ) -> None:
+        """`surroundings` is what else decides the vectors: the versions of what makes the pixels, the processor."""
+        self._submission, self._settings, self._surroundings = submission, settings, surroundings
         self._cache, self._batch_size = cache, batch_size
         self._worker: Worker | None = None
         self._loaded: Loaded | None = None
@@ -139,12 +146,13 @@ class Embedder:
         return digest_of(
             _CACHE_VERSION,
             tower,
-            self._submission.fingerprint(),
+            self._submission.fingerprint,
             loaded.weights_sha256,
             loaded.versions,
             loaded.device_name,
             self._settings.dtype,
             self._batch_size,
+            self._surroundings,
             identity,
             items,
         )
@@ -158,7 +166,10 @@ class Embedder:
             except SubmissionError:
                 self.close()
                 raise
-            _write(self._cache, key, found)
+            try:
+                _write(self._cache, key, found)
+            except RoveError as error:
+                _log.warning("embeddings are not cached: %s ROVE_CACHE names another folder.", error)
         self._recent[key] = replace(found, cached=True)
         while len(self._recent) > _RECENT:
             del self._recent[next(iter(self._recent))]
@@ -208,30 +219,26 @@ def checked_vectors(vectors: np.ndarray, function: str) -> np.ndarray:
 
 def _write(folder: Path, key: str, embedded: Embedded) -> None:
     buffer = io.BytesIO()
-    np.save(buffer, embedded.vectors)
+    np.savez(buffer, vectors=embedded.vectors, fed=np.array(embedded.fed_sha256), ms=np.array(embedded.ms_per_item))
     data = buffer.getvalue()
-    facts = {"sha256": hashlib.sha256(data).hexdigest(), "fed": embedded.fed_sha256, "ms": embedded.ms_per_item}
-    write_atomic(_array_path(folder, key), data)
-    write_atomic(_array_path(folder, key).with_suffix(".json"), json.dumps(facts).encode())
+    write_atomic(_path(folder, key), hashlib.sha256(data).digest() + data)
 
 
 def _read(folder: Path, key: str) -> Embedded | None:
-    """What was written under `key`; damaged files are set aside and reported."""
-    path = _array_path(folder, key)
+    """What was written under `key`; a damaged file is set aside and reported."""
+    path = _path(folder, key)
     try:
-        facts, data = json.loads(path.with_suffix(".json").read_bytes()), path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-            raise ValueError("its sha256 differs")
-        vectors = np.load(io.BytesIO(data), allow_pickle=False)
-        return Embedded(vectors, facts["fed"], facts["ms"], cached=True)
+        contents = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        _log.warning("cached embeddings %s are damaged (%s): set aside as .bad and computed again", path, error)
-        if path.exists():
-            path.replace(path.with_suffix(".bad"))
+    digest, data = contents[:32], contents[32:]
+    if hashlib.sha256(data).digest() != digest:
+        _log.warning("cached embeddings %s are damaged: set aside as .bad and computed again", path)
+        path.replace(path.with_suffix(".bad"))
         return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return Embedded(file["vectors"], str(file["fed"]), float(file["ms"]), cached=True)
 
 
-def _array_path(folder: Path, key: str) -> Path:
-    return folder / "embeddings" / key[:2] / f"{key}.npy"
+def _path(folder: Path, key: str) -> Path:
+    return folder / "embeddings" / key[:2] / key

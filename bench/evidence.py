@@ -77,8 +77,8 @@ def read_evidence(path: Path) -> dict[Direction, Evidence]:
         return {
             name: _from_table(table.filter(pa.array(directions == name))) for name in dict.fromkeys(directions.tolist())
         }
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    except (InputError, ValueError, pa.ArrowException) as error:
+        raise InputError(f"{path} is no evidence: {error}") from None
 
 
 def _to_table(direction: Direction, part: Evidence) -> pa.Table:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import torchvision_fix
 from bench.errors import InputError, UsageError
-from bench.submission import find_recipe, read_manifest
+from bench.submission import MANIFEST, find_recipe, read_manifest
 from bench.types import Collection, FitContext
 
 LOG_FILE = "fit.jsonl"
@@ -37,8 +37,11 @@ def run_fit(
         InputError: the recipe wrote no valid submission.
     """
     source = find_recipe(recipe)
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise UsageError(f"{output} is not empty; choose another --output, or --overwrite to replace it.")
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise UsageError(f"{output} is not empty; choose another --output, or --overwrite to replace it.")
+        if not (output / MANIFEST).is_file():
+            raise UsageError(f"{output} holds no submission; it is not overwritten.")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         unfinished = Path(folder) / output.name
@@ -53,12 +56,20 @@ def run_fit(
             report=_Reporter(unfinished / LOG_FILE, say),
         )
         _load_fit(source)(context)
+        _state_training(unfinished / MANIFEST, train.name)
         read_manifest(unfinished)
         if not (unfinished / "model.py").is_file():
             raise InputError(f"recipe {recipe} wrote no model.py; expected a submission folder.")
         if output.exists():
             shutil.rmtree(output)
         unfinished.rename(output)
+
+
+def _state_training(manifest: Path, collection: str) -> None:
+    """Writes what the weights have seen into a manifest, in place of what the recipe's own file says."""
+    lines = [line for line in manifest.read_text(encoding="utf-8").splitlines() if not line.startswith("trained_on")]
+    lines.insert(1, f"trained_on = {json.dumps([collection])}")
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class _Reporter:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -22,6 +23,7 @@ from pydantic import (
     UrlConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from bench.errors import InputError, describe_validation
@@ -120,8 +122,8 @@ class Data(_Strict):
 class Timing(_Strict):
     """How long things took; nothing else in a record depends on the machine's speed."""
 
-    encode_images_ms: Finite | None = Field(default=None, description="median per image, batched; None if cached")
-    encode_texts_ms: Finite | None = Field(default=None, description="median per caption, batched; None if cached")
+    encode_images_ms: Finite | None = Field(default=None, description="median per image, batched")
+    encode_texts_ms: Finite | None = Field(default=None, description="median per caption, batched")
     images_cached: bool = False
     texts_cached: bool = False
     wall_s: Finite = 0.0
@@ -166,16 +168,19 @@ class RunManifest(_Strict):
     label: Line
     args: dict[Line, Line]
     fingerprint: Sha256 = Field(description="the submission's files and arguments")
-    weights_sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
+    weights_sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] | None = Field(
+        default=None, description="of the torch modules that were loaded; empty if there were none, None before loading"
+    )
     parameters: Annotated[int, Field(ge=0)] | None = None
     suite: Line
     suite_id: Sha256
     seed: int
+    collections: dict[Line, Annotated[int, Field(ge=1)]] = Field(description="how many images of each are scored")
+    cells: tuple[Cell, ...]
     device: Line
     dtype: Line
     batch_size: Annotated[int, Field(ge=1)]
     limit: Annotated[int, Field(ge=1)] | None = None
-    rankable: bool
     isolation: Line
     data_dirs: dict[Line, Line] = {}
     command: Annotated[str, StringConstraints(max_length=4000)] = ""
@@ -186,6 +191,22 @@ class RunManifest(_Strict):
     def _no_places(cls, value: dict[str, str]) -> dict[str, str]:
         """Keeps which format a local copy had, not where on somebody's machine it lay."""
         return {name: source.partition(":")[0] for name, source in value.items()}
+
+    @model_validator(mode="after")
+    def _suite_is_whole(self) -> RunManifest:
+        if suite_digest(self.suite, self.seed, self.collections, self.cells) != self.suite_id:
+            raise ValueError("suite_id is not that of the suite's name, seed, collections and cells")
+        return self
+
+    @property
+    def rankable(self) -> bool:
+        """Whether whole collections were scored."""
+        return self.limit is None
+
+
+def suite_digest(label: str, seed: int, collections: Mapping[str, int], cells: Iterable[Cell]) -> str:
+    """A suite's id: hex sha256 over everything that decides a score, so that a bundle cannot leave cells out."""
+    return digest_of(label, seed, dict(collections), [cell.model_dump() for cell in cells])
 
 
 Model = TypeVar("Model", bound=BaseModel)

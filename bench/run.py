@@ -11,6 +11,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,13 +41,13 @@ from bench.store import cache_folder, locked, sha256_of, write_atomic
 from bench.submission import Submission
 from bench.suites import Suite
 from bench.types import Collection, Image
-from bench.worker.host import WorkerSettings
+from bench.worker.host import Loaded, WorkerSettings
 from shifts.canvas import canonical_canvas
 from shifts.catalogue import Shift, apply_shift, parse_shift
 
 PROTOCOL_VERSION = 1
-ISOLATION = "L0"
-_PARENT_PACKAGES = ("numpy", "pillow", "opencv-python-headless", "numba")
+ISOLATION = "process"
+_PARENT_PACKAGES = ("numpy", "pillow", "opencv-python-headless", "numba", "nlpaug")
 _log = logging.getLogger("rove")
 
 
@@ -96,16 +97,18 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
     """
     manifest = build_manifest(submission, suite, settings)
     folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest)[:8]}" / suite.label
-    with locked(folder), Embedder(submission, settings.worker, cache_folder(), settings.batch_size) as embedder:
+    if submission.folder in folder.resolve().parents and submission.folder != submission.module:
+        raise UsageError(f"{folder} lies inside the submission, which it would change; choose another --output.")
+    surroundings = _surroundings(manifest)
+    with (
+        locked(folder),
+        Embedder(submission, settings.worker, cache_folder(), settings.batch_size, surroundings) as embedder,
+    ):
         manifest = _claim(folder, manifest, settings.overwrite)
-        runner = _Runner(folder, suite, submission, settings, embedder, observer)
-        records = tuple(runner.records())
-        if (loaded := embedder.loaded) is not None:
-            manifest = manifest.model_copy(
-                update={"weights_sha256": loaded.weights_sha256, "parameters": loaded.parameters}
-            )
-            write_atomic(folder / "run.json", to_json(manifest))
-    return RunResult(folder, manifest, records)
+        runner = _Runner(folder, suite, submission, settings, embedder, observer, surroundings)
+        if manifest.weights_sha256 is None or not runner.is_finished():
+            manifest = _add_loaded(folder, manifest, embedder.start())
+        return RunResult(folder, manifest, tuple(runner.records()))
 
 
 def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) -> RunManifest:
@@ -114,16 +117,17 @@ def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) 
         submission=submission.manifest,
         label=submission.label,
         args=dict(submission.args),
-        fingerprint=submission.fingerprint(),
+        fingerprint=submission.fingerprint,
         parameters=submission.manifest.parameters.total,
         suite=suite.label,
         suite_id=suite.id,
         seed=suite.seed,
+        collections=dict(suite.collections),
+        cells=suite.cells,
         device=settings.worker.device,
         dtype=settings.worker.dtype,
         batch_size=settings.batch_size,
         limit=settings.limit,
-        rankable=settings.limit is None,
         isolation=ISOLATION,
         data_dirs=dict(settings.data_dirs),
         command=settings.command,
@@ -169,20 +173,27 @@ class _Runner:
         settings: RunSettings,
         embedder: Embedder,
         observer: Observer,
+        surroundings: object,
     ) -> None:
         self._folder, self._suite, self._settings = folder, suite, settings
         self._embedder, self._observer = embedder, observer
-        self._inputs = (submission.fingerprint(), _versions_digest(submission), settings.worker.dtype)
+        self._inputs = (submission.fingerprint, surroundings, settings.worker.dtype)
         self._collections: dict[str, tuple[Collection, str]] = {}
 
+    def is_finished(self) -> bool:
+        """Whether no cell needs the submission."""
+        return all(
+            self._finished(cell, self._key(cell, self._collection(cell.collection)[1])) for cell in self._suite.cells
+        )
+
     def records(self) -> Iterator[Record]:
+        """Every cell's record, in the suite's order, scored if it has to be."""
         for cell in self._suite.cells:
             collection, source = self._collection(cell.collection)
             key = self._key(cell, source)
             record = self._finished(cell, key)
             reused = record is not None
             if record is None:
-                self._embedder.start()
                 self._observer.cell_started(cell, self._work(cell, collection))
                 record = self._run(cell, key, collection, source)
                 write_atomic(self._path(cell, ".json"), to_json(record))
@@ -325,7 +336,7 @@ def _source_digest(collection: Collection) -> str:
 
 
 def _claim(folder: Path, manifest: RunManifest, overwrite: str) -> RunManifest:
-    """Writes run.json, unless the folder holds a run of other inputs; keeps what that run had learned."""
+    """The manifest of the run that goes on in `folder`, or `manifest`, written there, where a new one begins."""
     path = folder / "run.json"
     if path.exists() and overwrite != "always":
         earlier = read_json(path, RunManifest)
@@ -335,29 +346,43 @@ def _claim(folder: Path, manifest: RunManifest, overwrite: str) -> RunManifest:
                 f"{folder} holds a run of other inputs ({', '.join(changed)} changed). "
                 "Choose another --output, or --overwrite always to replace it."
             )
-        learned = {"weights_sha256": earlier.weights_sha256, "parameters": earlier.parameters}
-        manifest = manifest.model_copy(update=learned)
+        return earlier
+    shutil.rmtree(folder / "cells", ignore_errors=True)
     write_atomic(path, to_json(manifest))
+    return manifest
+
+
+def _add_loaded(folder: Path, manifest: RunManifest, loaded: Loaded) -> RunManifest:
+    """The manifest with what loading told; weights must be those that the run began with."""
+    if manifest.weights_sha256 not in (None, loaded.weights_sha256):
+        raise UsageError(
+            f"{folder} was begun with other weights than {manifest.label} loads now. "
+            "Choose another --output, or --overwrite always to replace it."
+        )
+    counted = loaded.parameters if loaded.parameters is not None else manifest.parameters
+    manifest = manifest.model_copy(update={"weights_sha256": loaded.weights_sha256, "parameters": counted})
+    write_atomic(folder / "run.json", to_json(manifest))
     return manifest
 
 
 _IDENTITY = ("fingerprint", "suite_id", "device", "dtype", "batch_size", "limit", "data_dirs")
 
 
+def _surroundings(manifest: RunManifest) -> dict[str, str]:
+    """What decides a result beside the run's own settings."""
+    return {**manifest.environment.versions, "processor": manifest.environment.processor}
+
+
 def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
     changed = [name for name in _IDENTITY if getattr(earlier, name) != getattr(now, name)]
-    versions = earlier.environment.versions, now.environment.versions
+    versions = _surroundings(earlier), _surroundings(now)
     return changed + [
         name for name in sorted({*versions[0], *versions[1]}) if versions[0].get(name) != versions[1].get(name)
     ]
 
 
 def _identity(manifest: RunManifest) -> str:
-    return digest_of([getattr(manifest, name) for name in _IDENTITY], manifest.environment.versions)
-
-
-def _versions_digest(submission: Submission) -> dict[str, str]:
-    return describe_environment("", submission.manifest.requires).versions
+    return digest_of([getattr(manifest, name) for name in _IDENTITY], _surroundings(manifest))
 
 
 def _version(distribution: str) -> str:

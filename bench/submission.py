@@ -14,13 +14,14 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bench.errors import InputError, UsageError, describe_validation, unknown_name
 from bench.records import Manifest
+from bench.store import sha256_of
 
 ENTRY_POINTS = "rove.submissions"
 MANIFEST = "submission.toml"
@@ -28,13 +29,26 @@ MANIFEST = "submission.toml"
 
 @dataclass(frozen=True)
 class Submission:
-    """A submission as found: which file to load, from which folder, with which arguments."""
+    """A submission as found.
+
+    Args:
+        manifest: of its `submission.toml`, or a bare one where there is none.
+        folder: where its files lie.
+        module: the file that defines `function`.
+        function: takes a `LoadContext`, returns an `Encoder`.
+        args: the manifest's defaults with the user's over them.
+        fingerprint: hex sha256, taken when it was found, over its files, the shared backbones, its arguments and the
+            files that those name; a changed byte is another submission.
+        import_name: of the module, if it is part of an installed package.
+    """
 
     manifest: Manifest
     folder: Path
     module: Path
     function: str
     args: Mapping[str, str]
+    fingerprint: str = ""
+    import_name: str = ""
 
     @property
     def name(self) -> str:
@@ -45,15 +59,6 @@ class Submission:
         """Its name, and the arguments that make it a different model from the default."""
         changed = {key: value for key, value in self.args.items() if self.manifest.args.get(key) != value}
         return "-".join([self.name, *(_slug(Path(value).name) for _, value in sorted(changed.items()))])
-
-    def fingerprint(self) -> str:
-        """Hex sha256 over every file of the folder and the arguments; a changed byte is another submission."""
-        digest = hashlib.sha256(json.dumps(dict(sorted(self.args.items()))).encode())
-        files = _files(self.folder) if (self.folder / MANIFEST).exists() else [self.module]
-        for path in files:
-            digest.update(path.relative_to(self.folder).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return digest.hexdigest()
 
 
 def find_submission(reference: str, args: Mapping[str, str] | None = None) -> Submission:
@@ -69,7 +74,8 @@ def find_submission(reference: str, args: Mapping[str, str] | None = None) -> Su
     if unknown and (found.folder / MANIFEST).exists():
         known = ", ".join(sorted(found.manifest.args)) or "none"
         raise UsageError(f"{found.name} takes no --model-arg {unknown[0]}; its [args] are: {known}.")
-    return Submission(found.manifest, found.folder, found.module, found.function, {**found.manifest.args, **given})
+    complete = replace(found, args={**found.manifest.args, **given})
+    return replace(complete, fingerprint=_fingerprint(complete))
 
 
 def shipped_submissions() -> dict[str, Path]:
@@ -82,7 +88,10 @@ def list_submissions() -> dict[str, Manifest]:
     """Manifests of everything that `rove run NAME` finds by name."""
     manifests = {name: read_manifest(folder) for name, folder in shipped_submissions().items()}
     for name, entry in _entry_points().items():
-        manifests[name] = _from_entry_point(entry).manifest
+        try:
+            manifests[name] = _from_entry_point(entry).manifest
+        except InputError as error:
+            manifests[name] = Manifest(name=_slug(name), summary=f"broken: {error}")
     return manifests
 
 
@@ -157,16 +166,16 @@ def _locate(reference: str) -> Submission:
     path, separator, function = reference.rpartition(":")
     if separator and path.endswith(".py"):
         return _from_file(Path(path), function)
-    if Path(reference).is_dir():
-        return _from_folder(Path(reference).resolve())
-    shipped = shipped_submissions()
+    is_path = "/" in reference or reference.startswith(".")
+    if is_path and not Path(reference).is_dir():
+        raise UsageError(f"no folder {reference}; expected one with {MANIFEST} and model.py.")
+    shipped, entries = shipped_submissions(), _entry_points()
     if reference in shipped:
         return _from_folder(shipped[reference])
-    entries = _entry_points()
     if reference in entries:
         return _from_entry_point(entries[reference])
-    if "/" in reference or reference.startswith("."):
-        raise UsageError(f"no folder {reference}; expected one with {MANIFEST} and model.py.")
+    if is_path or (Path(reference) / MANIFEST).is_file():
+        return _from_folder(Path(reference).resolve())
     raise unknown_name("submission", reference, [*shipped, *entries], "rove list submissions")
 
 
@@ -188,17 +197,35 @@ def _from_file(module: Path, function: str) -> Submission:
 
 
 def _from_entry_point(entry: importlib.metadata.EntryPoint) -> Submission:
-    spec = importlib.util.find_spec(entry.module)
+    try:
+        spec = importlib.util.find_spec(entry.module)
+    except ImportError:
+        spec = None
     if spec is None or spec.origin is None:
         raise InputError(f"entry point {entry.name} names the module {entry.module}, which is not installed.")
     module = Path(spec.origin)
     stated = (module.parent / MANIFEST).is_file()
     manifest = read_manifest(module.parent) if stated else Manifest(name=_slug(entry.name))
-    return Submission(manifest, module.parent, module, entry.attr or "load", manifest.args)
+    function = entry.attr or "load"
+    return Submission(manifest, module.parent, module, function, manifest.args, import_name=entry.module)
 
 
 def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _fingerprint(submission: Submission) -> str:
+    digest = hashlib.sha256(json.dumps(dict(sorted(submission.args.items()))).encode())
+    whole_folder = (submission.folder / MANIFEST).exists()
+    named = (Path(value).expanduser() for _, value in sorted(submission.args.items()))
+    groups = (
+        _files(submission.folder) if whole_folder else [submission.module],
+        _files(_submissions_folder() / "backbones"),
+        [path for path in named if path.is_file()],
+    )
+    for path in (path for group in groups for path in group):
+        digest.update(path.name.encode() + b"\0" + sha256_of(path).encode())
+    return digest.hexdigest()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -116,7 +116,7 @@ def summarise(results: Results) -> Summary:
     changes: dict[str, dict[str, list[Record]]] = {}
     for record in scores.records:
         if not record.cell.is_clean:
-            changes.setdefault(record.family, {}).setdefault(record.cell.change, []).append(record)
+            changes.setdefault(record.family, {}).setdefault(_change_name(record, scores), []).append(record)
     if not changes:
         raise IncompleteError(f"{results.folder} has no shifted cell yet; run it to the end.")
     shifts = {name: scores.drop(records) for family in changes.values() for name, records in family.items()}
@@ -153,7 +153,7 @@ def compare(a: Results, b: Results, margin: float) -> list[Difference]:
         raise UsageError(f"{a.folder} and {b.folder} have no cell in common; run both on the same suite.")
     found = []
     for ours, theirs in pairs:
-        if ours.data is None or theirs.data is None or ours.data.source_sha256 != theirs.data.source_sha256:
+        if ours.data is None or ours.data != theirs.data:
             raise UsageError(f"{ours.cell.id} was scored on other items in {b.folder}; run both on the same data.")
         (value_a, resamples_a), (value_b, resamples_b) = scores_a.of(ours), scores_b.of(theirs)
         found.append((ours.cell.id, value_a, value_b, resamples_a - resamples_b))
@@ -162,6 +162,13 @@ def compare(a: Results, b: Results, margin: float) -> list[Difference]:
         Difference(cell, x, y, _estimate((x - y, resamples)), float(p), interval(resamples).is_within(margin))
         for (cell, x, y, resamples), p in zip(found, adjusted, strict=True)
     ]
+
+
+def _change_name(record: Record, scores: _Scores) -> str:
+    """The change, with its collection where the suite has several that are shifted."""
+    bases = {r.cell.baseline or r.cell.collection for r in scores.records if not r.cell.is_clean}
+    cell = record.cell
+    return cell.change if len(bases) == 1 or cell.baseline else f"{cell.collection} {cell.change}"
 
 
 def _mean(parts: Iterable[tuple[float, np.ndarray]]) -> tuple[float, np.ndarray]:

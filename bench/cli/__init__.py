@@ -13,7 +13,7 @@ import typer
 
 from bench.cli import catalogue, leaderboard, scoring, submitting
 from bench.cli.console import print_error
-from bench.errors import RoveError
+from bench.errors import InputError, RoveError
 
 app = typer.Typer(
     name="rove",
@@ -42,9 +42,9 @@ def main() -> None:
     except RoveError as error:
         print_error(str(error))
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print_error("interrupted; what was finished is kept, and the same command goes on from there.")
-        raise SystemExit(130) from None
+    except OSError as error:
+        print_error(f"{error.filename or 'the system'}: {error.strerror or error}.")
+        raise SystemExit(InputError.exit_code) from None
 
 
 if __name__ == "__main__":

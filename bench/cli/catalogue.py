@@ -119,7 +119,7 @@ def _describe_submission(name: str) -> dict[str, Any] | None:
         found = find_submission(name)
     except UsageError:
         return None
-    return {**found.manifest.model_dump(mode="json"), "fingerprint": found.fingerprint()}
+    return {**found.manifest.model_dump(mode="json"), "fingerprint": found.fingerprint}
 
 
 def _describe_suite(name: str) -> dict[str, Any] | None:
@@ -152,13 +152,13 @@ def _datasets() -> Rows:
 
 
 def _describe_dataset(name: str) -> dict[str, Any] | None:
-    from bench.data.registry import DATASETS, load_collection
+    from bench.data.registry import DATASETS, FORMATS, load_collection
 
     if name in DATASETS:
         from bench.data.registry import describe as describe_known
 
         return describe_known(name)
-    if ":" not in name and name.partition("/")[0] not in DATASETS:
+    if name.partition(":")[0] not in FORMATS and name.partition("/")[0] not in DATASETS:
         return None
     collection = load_collection(name)
     per_image = len(collection.positives) / len(collection.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -131,7 +132,8 @@ def run_progress(n_cells: int) -> Iterator[RunProgress]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    quiet = logging.getLogger().level >= logging.ERROR
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as progress:
         yield RunProgress(progress, n_cells)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli.console import Json, print_data, print_json, print_note, print_table
-from bench.errors import InputError
 
 if TYPE_CHECKING:
     from bench.records import Estimate
@@ -18,10 +17,11 @@ Folder = Annotated[Path, typer.Argument(help="A run's folder or a bundle.", exis
 
 def score(run: Folder, as_json: Json = False) -> None:
     """Recompute every figure of a run from its per-query evidence, and sum it up."""
-    from bench.bundle import read_results, verify_record
+    from bench.bundle import check_complete, read_results, verify_record
     from bench.summary import summarise
 
     results = read_results(run)
+    check_complete(results)
     for record in results.records:
         if record.status == "ok":
             verify_record(results, record)
@@ -76,16 +76,11 @@ def bundle(
 ) -> None:
     """Pack a complete run for the leaderboard."""
     from bench.bundle import make_bundle, read_results
-    from bench.suites import find_suite
 
-    manifest = read_results(run).manifest
-    suite = find_suite(manifest.suite.removesuffix("-draft"))
-    if suite.id != manifest.suite_id:
-        raise InputError(f"{run} was scored on another {manifest.suite}; its cells have changed since. Run it again.")
-    if not manifest.rankable:
+    if not read_results(run).manifest.rankable:
         print_note("this run was limited (--limit): it will be shown as incomplete, never ranked.")
     target = output or run.with_name(f"{run.name}.bundle")
-    print_data(str(make_bundle(run, [cell.slug for cell in suite.cells], target, overwrite)))
+    print_data(str(make_bundle(run, target, overwrite)))
 
 
 def validate(bundle: Folder, as_json: Json = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from bench.cli.console import (
     Json,
     parse_pairs,
     print_data,
+    print_error,
     print_json,
     print_note,
     print_table,
@@ -137,15 +139,19 @@ def run(
         data_dirs=parse_pairs(data_dir or [], "--data-dir"),
         output=output,
         overwrite=overwrite,
-        command=shlex.join(["rove", *sys.argv[1:]]),
+        command=shlex.join(["rove", *(_without_places(argument) for argument in sys.argv[1:])]),
     )
     if dry_run:
         _print_plan(found, cells, settings, as_json)
         return
     if cells.status == "draft":
         print_note(f"{cells.label}: this suite is not frozen yet; its cells may still change.")
-    with run_progress(len(cells.cells)) as progress:
-        result = run_suite(found, cells, settings, progress)
+    try:
+        with run_progress(len(cells.cells)) as progress:
+            result = run_suite(found, cells, settings, progress)
+    except KeyboardInterrupt:
+        print_error("interrupted; what was finished is kept, and the same command goes on from there.")
+        raise typer.Exit(130) from None
     _print_result(result, as_json)
 
 
@@ -160,7 +166,13 @@ def _worker_settings(device: str, dtype: str, offline: bool, timeout: float):  #
 
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype got '{dtype}'; expected float32 or bfloat16.")
-    return WorkerSettings(device=device, dtype=dtype, offline=offline, batch_timeout_s=timeout)
+    return WorkerSettings(
+        device=device,
+        dtype=dtype,
+        offline=offline,
+        load_timeout_s=max(timeout, WorkerSettings.load_timeout_s),
+        batch_timeout_s=timeout,
+    )
 
 
 def _print_plan(submission: Submission, suite: Suite, settings: RunSettings, as_json: bool) -> None:
@@ -180,9 +192,7 @@ def _print_plan(submission: Submission, suite: Suite, settings: RunSettings, as_
 def _print_result(result: RunResult, as_json: bool) -> None:
     from bench.summary import summarise_run
 
-    if as_json:
-        print_json({"run": str(result.folder), **summarise_run(result.folder).as_dict()})
-    else:
+    if not as_json or result.failed:
         print_data(str(result.folder))
     if result.failed:
         first = result.failed[0]
@@ -190,11 +200,20 @@ def _print_result(result: RunResult, as_json: bool) -> None:
             f"{len(result.failed)} of {len(result.records)} cells failed, first {first.cell.id} ({first.status}): "
             f"{first.reason}\nThe same command tries them again."
         )
+    if as_json:
+        print_json({"run": str(result.folder), **summarise_run(result.folder).as_dict()})
+
+
+def _without_places(argument: str) -> str:
+    """An argument as others may see it: absolute paths and paths upwards keep their last part only."""
+    return re.sub(r"(?<![\w.])(?:~|\.\.)?/(?:[^/\s=:]+/)*", "", argument)
 
 
 def _with_split(dataset: str, split: str) -> str:
-    """`dataset` as it is, unless it is a bare name: then its train split."""
-    return f"{dataset}/{split}" if ":" not in dataset and "/" not in dataset else dataset
+    """`dataset` as it is, unless it names no split."""
+    from bench.data.registry import parse_dataset
+
+    return dataset if parse_dataset(dataset).split else f"{dataset}/{split}"
 
 
 def _duration(seconds: float) -> str:

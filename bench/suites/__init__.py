@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -14,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.errors import InputError, describe_validation, unknown_name
-from bench.records import CLEAN, Cell
+from bench.records import CLEAN, Cell, suite_digest
 from bench.types import Direction
+from shifts.catalogue import parse_shift
 
 _FOLDER = Path(__file__).parent
 
@@ -68,12 +67,16 @@ class Suite:
     seed: int
     collections: Mapping[str, int]
     cells: tuple[Cell, ...]
-    id: str
 
     @property
     def label(self) -> str:
         """What stands on records and pages: `demo-core-v1`, with `-draft` until it is frozen."""
         return f"{self.name}-v{self.version}" + ("-draft" if self.status == "draft" else "")
+
+    @property
+    def id(self) -> str:
+        """Hex sha256 over label, seed, collections and cells; titles and reasons may be reworded."""
+        return suite_digest(self.label, self.seed, self.collections, self.cells)
 
 
 def list_suites() -> dict[str, Suite]:
@@ -98,22 +101,21 @@ def find_suite(reference: str) -> Suite:
 
 
 def read_suite(path: Path) -> Suite:
-    """The suite in a TOML file; its id is the sha256 of its canonical JSON.
+    """The suite in a TOML file.
 
     Raises:
         InputError: the file is not a suite; the message names the field.
     """
     try:
         file = SuiteFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        cells = tuple(cell for group in file.cells for cell in _expand(group))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} cannot be read as a suite: {error}.") from None
     except ValidationError as error:
         raise InputError(f"{path}: {describe_validation(error)}") from None
-    cells = tuple(cell for group in file.cells for cell in _expand(group))
     _check_cells(path, file, cells)
-    canonical = json.dumps(file.model_dump(), sort_keys=True, separators=(",", ":"))
     fields = {name: value for name, value in file if name != "cells"}
-    return Suite(**fields, cells=cells, id=hashlib.sha256(canonical.encode()).hexdigest())
+    return Suite(**fields, cells=cells)
 
 
 def _expand(group: CellGroup) -> list[Cell]:
@@ -129,6 +131,9 @@ def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
     twice = next((cell_id for cell_id in ids if ids.count(cell_id) > 1), None)
     if twice:
         raise InputError(f"{path}: cell {twice} stands twice; expected every cell once.")
+    for cell in cells:
+        if cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality == "gallery":
+            raise InputError(f"{path}: cell {cell.id} changes the gallery, which no cell can do yet.")
     canvases = {cell.collection for cell in cells if cell.shift == "clean_canvas"}
     stray = next((cell for cell in cells if (cell.baseline or cell.collection) not in canvases), None)
     if stray:
@@ -141,4 +146,5 @@ def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
 def _aliases(suite: Suite) -> list[str]:
     """`demo` and `demo-v1` mean `demo-core` and `demo-core-v1`."""
     short = re.sub(r"-core$", "", suite.name)
-    return list(dict.fromkeys(f"{name}{tail}" for name in (suite.name, short) for tail in ("", f"-v{suite.version}")))
+    plain = [f"{name}{tail}" for name in (suite.name, short) for tail in ("", f"-v{suite.version}")]
+    return list(dict.fromkeys([*plain, suite.label]))

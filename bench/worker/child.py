@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import inspect
 import json
 import resource
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,8 @@ from bench import torchvision_fix
 from bench.errors import RoveError
 from bench.types import Encoder, LoadContext
 from bench.worker.wire import Channel, MemoryFile
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Refused(Exception):
@@ -71,7 +77,7 @@ class _Session:
             args=request["args"],
             offline=request["offline"],
         )
-        self._encoder = _load_function(Path(request["module"]), request["function"])(context)
+        self._encoder = _load_function(request["import_name"], Path(request["module"]), request["function"])(context)
         if not isinstance(self._encoder, Encoder):
             raise Refused("load(context) returned no encoder; expected encode_images(images) and encode_texts(texts).")
         modules = _torch_modules(self._encoder)
@@ -98,7 +104,15 @@ class _Session:
         return {"shape": list(embeddings.shape), "dtype": embeddings.dtype.str}
 
 
-def _load_function(module: Path, function: str) -> Any:
+def _load_function(import_name: str, module: Path, function: str) -> Any:
+    loaded = importlib.import_module(import_name) if import_name else _load_file(module)
+    if not callable(getattr(loaded, function, None)):
+        raise Refused(f"{module.name} defines no {function}(context).")
+    return getattr(loaded, function)
+
+
+def _load_file(module: Path) -> ModuleType:
+    """The module in a file, whose neighbours it may import."""
     sys.path.insert(0, str(module.parent))
     spec = importlib.util.spec_from_file_location(f"rove_submission_{module.stem}", module)
     if spec is None or spec.loader is None:
@@ -106,9 +120,7 @@ def _load_function(module: Path, function: str) -> Any:
     loaded = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = loaded
     spec.loader.exec_module(loaded)
-    if not callable(getattr(loaded, function, None)):
-        raise Refused(f"{module.name} defines no {function}(context).")
-    return getattr(loaded, function)
+    return loaded
 
 
 def _torch_modules(encoder: object) -> list[Any]:
@@ -125,9 +137,11 @@ def _parameters(modules: Iterable[Any]) -> list[Any]:
     return list(unique.values())
 
 
-def _weights_digest(modules: Iterable[Any]) -> str:
-    """Hex sha256 of all parameters and buffers, by name: which weights were really loaded."""
+def _weights_digest(modules: Sequence[Any]) -> str:
+    """Hex sha256 of all parameters and buffers, by name: which weights were really loaded; "" if none were found."""
     digest = hashlib.sha256()
+    if not modules:
+        return ""
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -160,6 +174,12 @@ def _kind(value: object) -> str:
     return f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
+def _die_with_the_harness() -> None:
+    """On Linux the kernel kills this process when the one that started it ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Entry point of the worker process: descriptors come by number, everything else by message."""
     parser = argparse.ArgumentParser()
@@ -167,6 +187,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _die_with_the_harness()
     torchvision_fix.install()
     with socket.socket(fileno=options.control) as stream:
         serve(Channel(stream), MemoryFile(options.inbox), MemoryFile(options.outbox))

@@ -158,6 +158,7 @@ class Worker:
             {
                 "op": "load",
                 "module": str(self._submission.module),
+                "import_name": self._submission.import_name,
                 "function": self._submission.function,
                 "folder": str(self._submission.folder),
                 "args": {name: _absolute(value) for name, value in self._submission.args.items()},
@@ -202,8 +203,10 @@ class Worker:
         return answer
 
     def _crash(self, operation: str) -> SubmissionCrash:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1)
         self._kill()
-        code = self._process.wait()
+        code = self._process.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return SubmissionCrash(
             f"{self._submission.name} ended during '{operation}' ({how}); expected an answer." + self._log.tail()
@@ -245,13 +248,15 @@ class _CappedLog:
         self._pipe = pipe
         self._chunks: deque[bytes] = deque()
         self._kept = 0
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._drain, daemon=True)
         self._thread.start()
 
     def tail(self) -> str:
         """The last lines, ready to be put behind an error message."""
         self._thread.join(timeout=1)
-        text = b"".join(self._chunks).decode(errors="replace").strip()[-2000:]
+        with self._lock:
+            text = b"".join(self._chunks).decode(errors="replace").strip()[-2000:]
         return f"\nIts last output:\n{text}" if text else ""
 
     def close(self) -> None:
@@ -263,10 +268,11 @@ class _CappedLog:
         if self._pipe is None:
             return
         while chunk := os.read(self._pipe.fileno(), 1 << 14):
-            self._chunks.append(chunk)
-            self._kept += len(chunk)
-            while self._kept > LOG_BYTES:
-                self._kept -= len(self._chunks.popleft())
+            with self._lock:
+                self._chunks.append(chunk)
+                self._kept += len(chunk)
+                while self._kept > LOG_BYTES:
+                    self._kept -= len(self._chunks.popleft())
 
 
 def _environment(scratch: Path, offline: bool) -> dict[str, str]:
@@ -278,8 +284,9 @@ def _environment(scratch: Path, offline: bool) -> dict[str, str]:
 
 
 def _absolute(value: str) -> str:
-    """An argument that names an existing file or folder, made independent of the folder that the worker runs in."""
-    return str(Path(value).resolve()) if os.sep in value and Path(value).exists() else value
+    """An argument that names an existing file, made independent of the folder that the worker runs in."""
+    path = Path(value).expanduser()
+    return str(path.resolve()) if path.is_file() else value
 
 
 def _described(shape: object) -> str:

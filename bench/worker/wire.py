@@ -7,7 +7,6 @@ the harness copies what it needs before it looks at it.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import socket
 import tempfile
@@ -61,7 +60,7 @@ class Channel:
 
 
 class MemoryFile:
-    """An anonymous file in memory that two processes map; it grows when needed and never shrinks."""
+    """An anonymous file in memory that two processes share; it grows when needed."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -76,16 +75,14 @@ class MemoryFile:
 
     def write(self, arrays: Sequence[np.ndarray]) -> None:
         """Replaces the contents with the bytes of `arrays`, one after the other."""
-        total = sum(array.nbytes for array in arrays)
-        if not total:
-            return
-        if os.fstat(self.descriptor).st_size < total:
-            os.ftruncate(self.descriptor, total)
-        with mmap.mmap(self.descriptor, total) as view:
-            for array in arrays:
-                view.write(np.ascontiguousarray(array).data.cast("B"))
+        start = 0
+        for array in arrays:
+            rest = np.ascontiguousarray(array).data.cast("B")
+            while rest:
+                written = os.pwrite(self.descriptor, rest, start)
+                start, rest = start + written, rest[written:]
 
-    def read(self, n_bytes: int) -> bytes:
+    def read(self, n_bytes: int) -> bytearray:
         """A copy of the first `n_bytes`.
 
         Raises:
@@ -94,10 +91,14 @@ class MemoryFile:
         size = os.fstat(self.descriptor).st_size
         if size < n_bytes:
             raise ValueError(f"the memory file holds {size} bytes, not {n_bytes}")
-        if not n_bytes:
-            return b""
-        with mmap.mmap(self.descriptor, n_bytes, prot=mmap.PROT_READ) as view:
-            return view[:]
+        contents = bytearray(n_bytes)
+        start = 0
+        while start < n_bytes:
+            count = os.preadv(self.descriptor, [memoryview(contents)[start:]], start)
+            if not count:
+                raise ValueError(f"the memory file shrank to {start} bytes while it was read")
+            start += count
+        return contents
 
     def close(self) -> None:
         os.close(self.descriptor)

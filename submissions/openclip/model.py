@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import open_clip
@@ -20,12 +21,22 @@ def load(context: LoadContext) -> OpenClipEncoder:
     name, pretrained = context.args["model"], context.args["pretrained"]
     _check_names(name, pretrained)
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=pretrained, force_quick_gelu=_uses_quick_gelu(context.args)
+        )
     except Exception as error:
         if Path(pretrained).is_file():
             raise InputError(f"{pretrained} does not hold weights for {name}: {error}") from error
         raise InputError(_how_to_fetch(name, pretrained, error)) from error
     return OpenClipEncoder(model, preprocess, open_clip.get_tokenizer(name), context.device, context.dtype)
+
+
+def _uses_quick_gelu(args: Mapping[str, str]) -> bool:
+    """What the weights were trained with: known for a tag, stated by the argument `quick_gelu` for a checkpoint."""
+    if args["quick_gelu"] not in ("auto", "yes", "no"):
+        raise InputError(f"quick_gelu got '{args['quick_gelu']}'; expected auto, yes or no.")
+    known = open_clip.get_pretrained_cfg(args["model"], args["pretrained"]) or {}
+    return bool(known.get("quick_gelu", False)) if args["quick_gelu"] == "auto" else args["quick_gelu"] == "yes"
 
 
 def _check_names(name: str, pretrained: str) -> None:
@@ -42,7 +53,7 @@ def _how_to_fetch(name: str, pretrained: str, error: Exception) -> str:
     where = source.get("hf_hub") or source.get("url") or "its publisher"
     return (
         f"the weights of {name} '{pretrained}' are not on this machine and could not be fetched "
-        f'({type(error).__name__}). On a machine with network run `python -c "import open_clip; '
+        f'({type(error).__name__}: {str(error)[:300]}). On a machine with network run `python -c "import open_clip; '
         f"open_clip.create_model('{name}', pretrained='{pretrained}')\"` (it fetches {where}) and copy the "
         "Hugging Face cache here (HF_HOME), or pass a checkpoint's path: --model-arg pretrained=PATH."
     )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from bench.errors import InputError
 from bench.types import Collection, FitContext
 from submissions.tiny.model import (
     IMAGE_PX,
@@ -58,6 +59,8 @@ class Examples(NamedTuple):
 
 def fit(context: FitContext) -> None:
     """Writes a submission folder with the trained weights into `context.output`."""
+    if len(context.train.images) < BATCH:
+        raise InputError(f"{context.train.name} has {len(context.train.images)} images; tiny needs at least {BATCH}.")
     torch.manual_seed(context.seed)
     rng = np.random.Generator(np.random.Philox(context.seed))
     merges = learn_merges(context.train.captions)
