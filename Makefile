@@ -1,7 +1,7 @@
 # `make demo` and `make test` create the environment they need; everything lands in .venv/ and out/.
 
 PYTHON ?= python3
-BIN := .venv/bin
+BIN := $(CURDIR)/.venv/bin
 ROVE := $(BIN)/rove
 export ROVE_CACHE ?= $(CURDIR)/out/cache
 export MALLOC_ARENA_MAX ?= 2
@@ -16,10 +16,10 @@ export MALLOC_ARENA_MAX ?= 2
 
 # Scores the shipped submission on the embedded suite and builds the site from the result.
 demo: .venv/.installed
-	$(ROVE) run tiny --suite demo-v1 --output out/demo/run
-	$(ROVE) bundle out/demo/run --output out/demo/bundle --overwrite
-	$(ROVE) site build out/demo/bundle --output out/demo/site
-	@echo "Open $(CURDIR)/out/demo/site/index.html"
+	@mkdir -p out
+	cd out && run=$$($(ROVE) run tiny --suite demo-v1) && $(ROVE) bundle $$run --output demo-bundle --overwrite
+	$(ROVE) site build out/demo-bundle --output out/site
+	@echo "Open $(CURDIR)/out/site/index.html"
 
 # What CI runs: lint, types, import rules, tests.
 test: .venv/.installed check

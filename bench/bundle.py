@@ -185,10 +185,5 @@ def _check_range(where: str, evidence: dict[Direction, Evidence], n_images: int,
         outside = part.images.max() >= n_images or part.items.max() >= n_items or part.items.min() < 0
         if not whole or len(set(part.queries.tolist())) != len(part.queries) or part.queries.max() >= n_queries:
             raise InputError(f"{where}: the queries of {direction} are not the collection's, each once.")
-        if (
-            part.images.max() >= n_images
-            or part.items.max() >= n_items
-            or part.items.min() < 0
-            or part.ranks.pessimistic.max() > n_items
-        ):
+        if outside or part.ranks.pessimistic.max() > n_items:
             raise InputError(f"{where}: {direction} names an image, an item or a rank that cannot be.")

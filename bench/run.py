@@ -97,7 +97,7 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
     """
     manifest = build_manifest(submission, suite, settings)
     folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest)[:8]}" / suite.label
-    if submission.folder in folder.resolve().parents and submission.folder != submission.module:
+    if submission.is_folder and submission.folder in folder.resolve().parents:
         raise UsageError(f"{folder} lies inside the submission, which it would change; choose another --output.")
     surroundings = _surroundings(manifest)
     with (

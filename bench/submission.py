@@ -55,6 +55,11 @@ class Submission:
         return self.manifest.name
 
     @property
+    def is_folder(self) -> bool:
+        """Whether the whole folder is the submission, not one file of it."""
+        return (self.folder / MANIFEST).exists()
+
+    @property
     def label(self) -> str:
         """Its name, and the arguments that make it a different model from the default."""
         changed = {key: value for key, value in self.args.items() if self.manifest.args.get(key) != value}
@@ -71,7 +76,7 @@ def find_submission(reference: str, args: Mapping[str, str] | None = None) -> Su
     found = _locate(reference)
     given = dict(args or {})
     unknown = sorted(set(given) - set(found.manifest.args))
-    if unknown and (found.folder / MANIFEST).exists():
+    if unknown and found.is_folder:
         known = ", ".join(sorted(found.manifest.args)) or "none"
         raise UsageError(f"{found.name} takes no --model-arg {unknown[0]}; its [args] are: {known}.")
     complete = replace(found, args={**found.manifest.args, **given})
@@ -216,10 +221,9 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 def _fingerprint(submission: Submission) -> str:
     digest = hashlib.sha256(json.dumps(dict(sorted(submission.args.items()))).encode())
-    whole_folder = (submission.folder / MANIFEST).exists()
     named = (Path(value).expanduser() for _, value in sorted(submission.args.items()))
     groups = (
-        _files(submission.folder) if whole_folder else [submission.module],
+        _files(submission.folder) if submission.is_folder else [submission.module],
         _files(_submissions_folder() / "backbones"),
         [path for path in named if path.is_file()],
     )

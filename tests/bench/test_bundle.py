@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bench.bundle import make_bundle, read_results, validate_bundle
@@ -19,8 +21,8 @@ from bench.suites import Suite
 
 
 @pytest.fixture
-def bundle(finished_run: RunResult, suite: Suite, tmp_path: Path) -> Path:
-    return make_bundle(finished_run.folder, [cell.slug for cell in suite.cells], tmp_path / "bundle", overwrite=False)
+def bundle(finished_run: RunResult, tmp_path: Path) -> Path:
+    return make_bundle(finished_run.folder, tmp_path / "bundle", overwrite=False)
 
 
 def test_an_honest_bundle_is_valid(bundle: Path, suite: Suite) -> None:
@@ -32,20 +34,19 @@ def test_an_incomplete_run_makes_no_bundle(finished_run: RunResult, suite: Suite
     run = tmp_path / "run"
     shutil.copytree(finished_run.folder, run)
     (run / "cells" / f"{suite.cells[0].slug}.json").unlink()
-    with pytest.raises(IncompleteError, match=suite.cells[0].slug):
-        make_bundle(run, [cell.slug for cell in suite.cells], tmp_path / "bundle", overwrite=False)
+    with pytest.raises(IncompleteError, match=suite.cells[0].id):
+        make_bundle(run, tmp_path / "bundle", overwrite=False)
 
 
-def test_only_a_bundle_is_overwritten(bundle: Path, finished_run: RunResult, suite: Suite, tmp_path: Path) -> None:
-    slugs = [cell.slug for cell in suite.cells]
+def test_only_a_bundle_is_overwritten(bundle: Path, finished_run: RunResult, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not empty"):
-        make_bundle(finished_run.folder, slugs, bundle, overwrite=False)
-    assert make_bundle(finished_run.folder, slugs, bundle, overwrite=True) == bundle
+        make_bundle(finished_run.folder, bundle, overwrite=False)
+    assert make_bundle(finished_run.folder, bundle, overwrite=True) == bundle
     other = tmp_path / "holiday"
     other.mkdir()
     (other / "photo.jpg").write_bytes(b"dear")
     with pytest.raises(UsageError, match="no bundle"):
-        make_bundle(finished_run.folder, slugs, other, overwrite=True)
+        make_bundle(finished_run.folder, other, overwrite=True)
     assert (other / "photo.jpg").read_bytes() == b"dear"
 
 
@@ -105,9 +106,46 @@ def test_an_altered_record_is_refused(bundle: Path, suite: Suite, change: Callab
     change(record)
     path.write_text(json.dumps(record))
     reseal(bundle)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises((InputError, IncompleteError)) as caught:
         validate_bundle(bundle)
     assert str(bundle) in str(caught.value)
+
+
+@pytest.mark.parametrize("honest_id", [True, False])
+def test_a_bundle_cannot_leave_cells_out(bundle: Path, suite: Suite, honest_id: bool) -> None:
+    dropped = suite.cells[3]
+    for end in (".json", ".parquet"):
+        (bundle / "cells" / f"{dropped.slug}{end}").unlink()
+    if not honest_id:
+        run = json.loads((bundle / "run.json").read_text())
+        run["cells"] = [cell for cell in run["cells"] if cell["shift"] != dropped.shift]
+        (bundle / "run.json").write_text(json.dumps(run))
+    index = json.loads((bundle / "bundle.json").read_text())
+    index["files"] = {name: sha256_of(bundle / name) for name in index["files"] if (bundle / name).exists()}
+    (bundle / "bundle.json").write_text(json.dumps(index))
+    with pytest.raises((InputError, IncompleteError), match=dropped.id if honest_id else "suite_id"):
+        validate_bundle(bundle)
+
+
+def test_a_limited_run_cannot_pass_for_a_whole_one(bundle: Path) -> None:
+    run = json.loads((bundle / "run.json").read_text())
+    run["limit"] = 8
+    (bundle / "run.json").write_text(json.dumps(run))
+    reseal(bundle)
+    assert not validate_bundle(bundle).manifest.rankable
+
+
+def test_empty_places_in_evidence_are_an_input_error(finished_run: RunResult, tmp_path: Path) -> None:
+    path = finished_run.folder / "cells" / f"{finished_run.records[0].cell.slug}.parquet"
+    table = pq.read_table(path)
+    ranks = table["pessimistic"].to_pylist()
+    ranks[0][0] = None
+    altered = table.set_column(
+        table.schema.get_field_index("pessimistic"), "pessimistic", pa.array(ranks, pa.list_(pa.int32()))
+    )
+    pq.write_table(altered, tmp_path / "altered.parquet")
+    with pytest.raises(InputError, match=r"altered\.parquet"):
+        read_evidence(tmp_path / "altered.parquet")
 
 
 def test_altered_evidence_is_refused_even_with_a_new_hash(bundle: Path, suite: Suite) -> None:

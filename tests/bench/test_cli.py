@@ -119,6 +119,11 @@ def test_dry_run_writes_nothing(toys: Path, suite_file: Path, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_a_suite_is_found_by_every_name_that_is_shown() -> None:
+    for name in ("demo", "demo-core", "demo-v1", "demo-core-v1", "demo-core-v1-draft"):
+        assert json.loads(rove("describe", name, "--json").stdout)["suite"]["label"] == "demo-core-v1-draft"
+
+
 def test_failed_cells_exit_with_5(toys: Path, suite_file: Path, tmp_path: Path) -> None:
     done = rove("run", f"{toys / 'faulty.py'}:zero", "--suite", suite_file, "--output", tmp_path / "run")
     assert done.returncode == 5

@@ -125,6 +125,31 @@ def test_a_folder_of_other_inputs_is_not_written_to(finished_run: RunResult, sui
         run_suite(other, suite, RunSettings(output=finished_run.folder, batch_size=16), Silent())
 
 
+def test_output_inside_the_submission_is_refused(colours: Submission, suite: Suite) -> None:
+    with pytest.raises(UsageError, match="lies inside the submission"):
+        run_suite(colours, suite, RunSettings(output=colours.folder / "runs" / "x"), Silent())
+
+
+def test_a_changed_checkpoint_is_another_submission(tmp_path: Path, toys: Path) -> None:
+    checkpoint = tmp_path / "scale"
+    checkpoint.write_text("1")
+    before = find_submission(str(toys / "colours"), {"scale": str(checkpoint)}).fingerprint
+    checkpoint.write_text("2")
+    assert find_submission(str(toys / "colours"), {"scale": str(checkpoint)}).fingerprint != before
+
+
+def test_replacing_a_run_leaves_nothing_of_the_other(
+    finished_run: RunResult, suite: Suite, toys: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run.folder, copy)
+    broken = find_submission(f"{toys / 'faulty.py'}:crash_on_load")
+    settings = RunSettings(output=copy, batch_size=16, overwrite="always")
+    with pytest.raises(SubmissionError):
+        run_suite(broken, suite, settings, Silent())
+    assert not list(copy.glob("cells/*"))
+
+
 def test_rescaled_embeddings_score_the_same(finished_run: RunResult, suite: Suite, toys: Path, tmp_path: Path) -> None:
     other = find_submission(str(toys / "colours"), {"scale": "1048576.0"})
     run_suite(other, suite, RunSettings(output=tmp_path / "run", batch_size=16), Silent())

@@ -16,14 +16,13 @@ from bench.errors import InputError
 from bench.records import RunManifest, read_json, to_json
 from bench.run import RunResult
 from bench.store import sha256_of
-from bench.suites import Suite
 from bench.summary import summarise_run
 from leaderboard.site import build_site
 
 
 @pytest.fixture
-def bundle(finished_run: RunResult, suite: Suite, tmp_path: Path) -> Path:
-    return make_bundle(finished_run.folder, [cell.slug for cell in suite.cells], tmp_path / "bundle", overwrite=False)
+def bundle(finished_run: RunResult, tmp_path: Path) -> Path:
+    return make_bundle(finished_run.folder, tmp_path / "bundle", overwrite=False)
 
 
 class Table(HTMLParser):
