@@ -77,15 +77,18 @@ class _Reporter:
 
     def __init__(self, log: Path, say: Callable[[str], None]) -> None:
         self._log, self._say = log, say
-        self._started = time.monotonic()
+        self._started = self._last_epoch = time.monotonic()
 
     def __call__(self, figures: dict[str, float]) -> None:
-        spent = time.monotonic() - self._started
+        now = time.monotonic()
+        spent = now - self._started
         with self._log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**figures, "seconds": round(spent, 1)}) + "\n")
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if name != "epochs")
-        done, total = figures.get("epoch"), figures.get("epochs")
-        left = f"  {spent / done * (total - done):.0f} s left" if done and total else ""
+        left = ""
+        if "epoch" in figures and "epochs" in figures:
+            left = f"  {(now - self._last_epoch) * (figures['epochs'] - figures['epoch']):.0f} s left"
+        self._last_epoch = now
         self._say(f"{shown}  {spent:.0f} s{left}")
 
 

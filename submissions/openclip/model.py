@@ -20,6 +20,8 @@ def load(context: LoadContext) -> OpenClipEncoder:
     """
     name, pretrained = context.args["model"], context.args["pretrained"]
     _check_names(name, pretrained)
+    if context.offline and not _is_on_hub(name, pretrained) and not Path(pretrained).is_file():
+        raise InputError(_how_to_fetch(name, pretrained, RuntimeError("it is not on the hub, and --offline was given")))
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             name, pretrained=pretrained, force_quick_gelu=_uses_quick_gelu(context.args)
@@ -37,6 +39,10 @@ def _uses_quick_gelu(args: Mapping[str, str]) -> bool:
         raise InputError(f"quick_gelu got '{args['quick_gelu']}'; expected auto, yes or no.")
     known = open_clip.get_pretrained_cfg(args["model"], args["pretrained"]) or {}
     return bool(known.get("quick_gelu", False)) if args["quick_gelu"] == "auto" else args["quick_gelu"] == "yes"
+
+
+def _is_on_hub(name: str, pretrained: str) -> bool:
+    return bool((open_clip.get_pretrained_cfg(name, pretrained) or {}).get("hf_hub"))
 
 
 def _check_names(name: str, pretrained: str) -> None:

@@ -86,7 +86,7 @@ def test_a_scaffold_passes_check_and_runs(tmp_path: Path, suite_file: Path) -> N
     done = rove("run", tmp_path / "mine", "--suite", suite_file, "--limit", "8", "--output", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "run")
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["rankable"] is False
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["limit"] == 8
 
 
 def test_check_names_what_fails(toys: Path, tmp_path: Path) -> None:
