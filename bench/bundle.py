@@ -7,21 +7,20 @@ folder has the same form but for `bundle.json`; both are read here.
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from bench.errors import IncompleteError, InputError, UsageError
+from bench.errors import IncompleteError, InputError
 from bench.evidence import Evidence, read_evidence
 from bench.records import Record, RunManifest, Sha256, read_json, to_json
 from bench.scoring import find_flags, score_evidence
-from bench.store import sha256_of, write_atomic
+from bench.store import new_folder, sha256_of, write_atomic
 from bench.types import Direction
 
+INDEX = "bundle.json"
 TOLERANCE = 1e-6
 
 
@@ -84,23 +83,13 @@ def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
     """
     results = read_results(run)
     check_complete(results)
-    if output.exists() and any(output.iterdir()):
-        if not overwrite:
-            raise UsageError(f"{output} is not empty; choose another --output, or --overwrite to replace it.")
-        if not (output / "bundle.json").is_file():
-            raise UsageError(f"{output} is no bundle; it is not overwritten.")
     slugs = sorted(cell.slug for cell in results.manifest.cells)
     names = ["run.json", *(f"cells/{slug}{end}" for slug in slugs for end in (".json", ".parquet"))]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        unfinished = Path(folder) / output.name
+    with new_folder(output, INDEX, overwrite) as unfinished:
         for name in names:
             write_atomic(unfinished / name, (run / name).read_bytes())
         index = BundleIndex(files={name: sha256_of(unfinished / name) for name in names})
-        write_atomic(unfinished / "bundle.json", to_json(index))
-        if output.exists():
-            shutil.rmtree(output)
-        unfinished.rename(output)
+        write_atomic(unfinished / INDEX, to_json(index))
     return output
 
 
@@ -127,7 +116,7 @@ def validate_bundle(folder: Path) -> Results:
     Raises:
         InputError: something does not; the message names file and field.
     """
-    index = read_json(folder / "bundle.json", BundleIndex)
+    index = read_json(folder / INDEX, BundleIndex)
     _check_files(folder, index)
     results = read_results(folder)
     check_complete(results)
@@ -169,7 +158,7 @@ def _check_files(folder: Path, index: BundleIndex) -> None:
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     if any((folder / name).is_symlink() for name in present):
         raise InputError(f"{folder} holds a symbolic link; expected plain files.")
-    strange = sorted(present.symmetric_difference({*index.files, "bundle.json"}))
+    strange = sorted(present.symmetric_difference({*index.files, INDEX}))
     if strange:
         raise InputError(f"{folder}: {strange[0]} is not in both the folder and bundle.json.")
     for name, expected in index.files.items():

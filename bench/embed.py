@@ -79,11 +79,6 @@ class Embedder:
     ) -> None:
         self.close()
 
-    @property
-    def loaded(self) -> Loaded | None:
-        """What was loaded; None if nothing had to be encoded so far."""
-        return self._loaded
-
     def start(self) -> Loaded:
         """Loads the submission, unless that has happened.
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench import torchvision_fix
-from bench.errors import InputError, UsageError
+from bench.errors import InputError
+from bench.store import new_folder
 from bench.submission import MANIFEST, find_recipe, read_manifest
 from bench.types import Collection, FitContext
 
@@ -37,15 +36,7 @@ def run_fit(
         InputError: the recipe wrote no valid submission.
     """
     source = find_recipe(recipe)
-    if output.exists() and any(output.iterdir()):
-        if not overwrite:
-            raise UsageError(f"{output} is not empty; choose another --output, or --overwrite to replace it.")
-        if not (output / MANIFEST).is_file():
-            raise UsageError(f"{output} holds no submission; it is not overwritten.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        unfinished = Path(folder) / output.name
-        unfinished.mkdir()
+    with new_folder(output, MANIFEST, overwrite) as unfinished:
         context = FitContext(
             train=train,
             validation=validation,
@@ -60,9 +51,6 @@ def run_fit(
         read_manifest(unfinished)
         if not (unfinished / "model.py").is_file():
             raise InputError(f"recipe {recipe} wrote no model.py; expected a submission folder.")
-        if output.exists():
-            shutil.rmtree(output)
-        unfinished.rename(output)
 
 
 def _state_training(manifest: Path, collection: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,33 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise RoveError(
             f"cannot write {path}: {error.strerror}. Earlier files are intact; free space or choose --output."
         ) from error
+
+
+@contextlib.contextmanager
+def new_folder(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
+    """A folder to fill, which becomes `output` when the block ends without an error; until then `output` stays.
+
+    Args:
+        output: where it will be.
+        marker: a file that tells one of its kind; only a folder that has it is ever replaced.
+        overwrite: whether one may be replaced at all.
+
+    Raises:
+        UsageError: `output` is not empty and may not be replaced.
+    """
+    if output.exists() and any(output.iterdir()):
+        if not overwrite:
+            raise UsageError(f"{output} is not empty; choose another --output, or --overwrite to replace it.")
+        if not (output / marker).is_file():
+            raise UsageError(f"{output} holds no {marker}; it is not overwritten.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        unfinished = Path(folder) / output.name
+        unfinished.mkdir()
+        yield unfinished
+        if output.exists():
+            shutil.rmtree(output)
+        unfinished.rename(output)
 
 
 @contextlib.contextmanager

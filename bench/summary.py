@@ -21,7 +21,8 @@ from bench.errors import IncompleteError, InputError, UsageError
 from bench.metrics import relative_drop
 from bench.records import Estimate, Record, estimate
 from bench.scoring import mean_r1
-from bench.stats import holm, interval, p_value
+from bench.stats import compare as compare_replicates
+from bench.stats import holm, interval
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class _Scores:
             n_images = record.data.n_images if record.data else 0
             self._known[record.cell.slug] = mean_r1(self._results.evidence(record), n_images)
         return self._known[record.cell.slug]
+
+    @cached_property
+    def bases(self) -> set[str]:
+        """The collections that shifted cells are measured against."""
+        return {r.cell.baseline or r.cell.collection for r in self.records if not r.cell.is_clean}
 
     @cached_property
     def canvases(self) -> dict[str, Record]:
@@ -156,19 +162,25 @@ def compare(a: Results, b: Results, margin: float) -> list[Difference]:
         if ours.data is None or ours.data != theirs.data:
             raise UsageError(f"{ours.cell.id} was scored on other items in {b.folder}; run both on the same data.")
         (value_a, resamples_a), (value_b, resamples_b) = scores_a.of(ours), scores_b.of(theirs)
-        found.append((ours.cell.id, value_a, value_b, resamples_a - resamples_b))
-    adjusted = holm(np.array([p_value(difference) for *_, difference in found]))
+        found.append((ours.cell.id, value_a, value_b, compare_replicates(value_a, value_b, resamples_a, resamples_b)))
+    adjusted = holm(np.array([difference.p_value for *_, difference in found]))
     return [
-        Difference(cell, x, y, _estimate((x - y, resamples)), float(p), interval(resamples).is_within(margin))
-        for (cell, x, y, resamples), p in zip(found, adjusted, strict=True)
+        Difference(
+            cell=cell,
+            a=value_a,
+            b=value_b,
+            difference=estimate(paired.value, paired.interval.low, paired.interval.high),
+            p_holm=float(p),
+            equivalent=paired.interval.is_within(margin),
+        )
+        for (cell, value_a, value_b, paired), p in zip(found, adjusted, strict=True)
     ]
 
 
 def _change_name(record: Record, scores: _Scores) -> str:
     """The change, with its collection where the suite has several that are shifted."""
-    bases = {r.cell.baseline or r.cell.collection for r in scores.records if not r.cell.is_clean}
     cell = record.cell
-    return cell.change if len(bases) == 1 or cell.baseline else f"{cell.collection} {cell.change}"
+    return cell.change if len(scores.bases) == 1 or cell.baseline else f"{cell.collection} {cell.change}"
 
 
 def _mean(parts: Iterable[tuple[float, np.ndarray]]) -> tuple[float, np.ndarray]:

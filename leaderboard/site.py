@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bench.bundle import Results, validate_bundle
+from bench.bundle import INDEX, Results, validate_bundle
 from bench.errors import InputError, RoveError
 from bench.metrics import HIT_CUTOFFS, find_metric
 from bench.records import Estimate, Record
@@ -49,7 +49,7 @@ def build_site(places: Sequence[Path], output: Path) -> tuple[Path, list[tuple[s
 
 
 def _bundles_in(place: Path) -> list[Path]:
-    return sorted(path.parent for path in place.rglob("bundle.json"))
+    return sorted(path.parent for path in place.rglob(INDEX))
 
 
 def _suites(found: list[tuple[Results, Summary]]) -> list[dict[str, Any]]:

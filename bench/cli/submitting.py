@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bench.run import RunResult, RunSettings
     from bench.submission import Submission
     from bench.suites import Suite
+    from bench.worker.host import WorkerSettings
 
 SubmissionArg = Annotated[str, typer.Argument(help="A name, a folder, or path.py:load.", metavar="SUBMISSION")]
 ModelArgs = Annotated[list[str] | None, typer.Option("--model-arg", help="KEY=VALUE for the submission; repeatable.")]
@@ -103,7 +104,7 @@ def fit(
     held_out = None
     if validation is not None:
         held_out = load_collection(_with_split(validation, "val"), data_dirs=copies, offline=offline)
-    run_fit(recipe, collection, held_out, output, seed, epochs, device, overwrite, lambda line: print_note(line))
+    run_fit(recipe, collection, held_out, output, seed, epochs, device, overwrite, print_note)
     print_note(f"wrote {output}. Next: rove check {output}")
     print_data(str(output))
 
@@ -161,7 +162,7 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _worker_settings(device: str, dtype: str, offline: bool, timeout: float):  # type: ignore[no-untyped-def]
+def _worker_settings(device: str, dtype: str, offline: bool, timeout: float) -> WorkerSettings:
     from bench.worker.host import WorkerSettings
 
     if dtype not in ("float32", "bfloat16"):
