@@ -132,7 +132,7 @@ def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
     if twice:
         raise InputError(f"{path}: cell {twice} stands twice; expected every cell once.")
     for cell in cells:
-        if cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality == "gallery":
+        if cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality.startswith("gallery"):
             raise InputError(f"{path}: cell {cell.id} changes the gallery, which no cell can do yet.")
     canvases = {cell.collection for cell in cells if cell.shift == "clean_canvas"}
     stray = next((cell for cell in cells if (cell.baseline or cell.collection) not in canvases), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from functools import cache
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.errors import InputError
+from shifts.resources import package_file
 
 _KEYBOARD_PERCENT = (2, 4, 8, 12, 20)
 
@@ -43,7 +42,7 @@ def _keyboard_neighbours() -> Mapping[str, str]:
     What is not another single letter is left out: digits, symbols, and two slips of the table, which has a beside a
     and " t" beside u.
     """
-    table = json.loads(_nlpaug_resource("char/keyboard/en.json").read_text(encoding="utf-8"))
+    table = json.loads(_nlpaug_table("char/keyboard/en.json").read_text(encoding="utf-8"))
     lower = {
         key: "".join(value for value in values if len(value) == 1 and value.isalpha() and value != key)
         for key, values in table.items()
@@ -52,9 +51,6 @@ def _keyboard_neighbours() -> Mapping[str, str]:
     return lower | {key.upper(): keys.upper() for key, keys in lower.items()}
 
 
-def _nlpaug_resource(path: str) -> Path:
-    """A data file of nlpaug, found without importing the package, whose augmenters take 20 s to import."""
-    spec = importlib.util.find_spec("nlpaug")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("typo shifts read the tables of nlpaug, which is not installed. Run `pip install nlpaug`.")
-    return Path(spec.submodule_search_locations[0], "res", path)
+def _nlpaug_table(path: str) -> Path:
+    """A data file of nlpaug, whose augmenters take 20 s to import."""
+    return package_file("nlpaug", f"res/{path}", "typo shifts read the tables of nlpaug", "nlpaug")

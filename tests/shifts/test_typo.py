@@ -84,5 +84,5 @@ def test_nlpaug_is_read_but_not_imported() -> None:
 def test_without_nlpaug_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     typo._keyboard_neighbours.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="pip install nlpaug"):
+    with pytest.raises(InputError, match="pip install 'nlpaug'"):
         typed(CAPTION, 1)
