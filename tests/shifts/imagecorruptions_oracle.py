@@ -1,29 +1,69 @@
-"""The `imagecorruptions` package as an oracle: it imports pkg_resources, which setuptools no longer has."""
+"""The `imagecorruptions` package as an oracle, with stand-ins for what NumPy 2, scikit-image and setuptools dropped."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
+import skimage
 
 
 def load_imagecorruptions() -> ModuleType:
-    """The package, imported with a stand-in for pkg_resources (only its frost needs the real one)."""
+    """The package, working; its `corruptions` module holds one function per corruption.
+
+    The stand-ins belong to that module alone: `np.float_`, `gaussian(multichannel=)`, `pkg_resources`, and a
+    `random_noise` that obeys `np.random.seed`, from which it draws a seed of its own.
+    """
     stand_in = ModuleType("pkg_resources")
-    stand_in.resource_filename = lambda package, path: path  # type: ignore[attr-defined]
+    stand_in.resource_filename = _resource_filename  # type: ignore[attr-defined]
     real = sys.modules.get("pkg_resources")
     sys.modules["pkg_resources"] = stand_in
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return importlib.import_module("imagecorruptions")
+            package = importlib.import_module("imagecorruptions")
     finally:
         sys.modules.pop("pkg_resources")
         if real is not None:
             sys.modules["pkg_resources"] = real
+    corruptions = package.corruptions
+    corruptions.np = _Overlay(np, float_=np.float64)
+    corruptions.gaussian = _gaussian
+    corruptions.sk = _Overlay(skimage, util=_Overlay(skimage.util, random_noise=_random_noise))
+    return package
+
+
+class _Overlay:
+    """A module with some names replaced, for one reader."""
+
+    def __init__(self, module: ModuleType, **names: Any) -> None:
+        self._module = module
+        vars(self).update(names)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _resource_filename(package: str, path: str) -> str:
+    spec = importlib.util.find_spec(package.partition(".")[0])
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return str(Path(spec.submodule_search_locations[0], path))
+
+
+def _gaussian(image: np.ndarray, sigma: float, multichannel: bool = False) -> np.ndarray:
+    return skimage.filters.gaussian(image, sigma=sigma, channel_axis=-1 if multichannel else None)
+
+
+def _random_noise(image: np.ndarray, mode: str, amount: float) -> np.ndarray:
+    rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
+    return skimage.util.random_noise(image, mode=mode, amount=amount, rng=rng)
 
 
 def synthetic_photo(height: int, width: int, seed: int = 0) -> np.ndarray:
