@@ -57,8 +57,8 @@ def _resource_filename(package: str, path: str) -> str:
     return str(Path(spec.submodule_search_locations[0], path))
 
 
-def _gaussian(image: np.ndarray, multichannel: bool = False, **options: Any) -> np.ndarray:
-    return skimage.filters.gaussian(image, channel_axis=-1 if multichannel else None, **options)
+def _gaussian(image: np.ndarray, sigma: float, multichannel: bool = False, **options: Any) -> np.ndarray:
+    return skimage.filters.gaussian(image, sigma, channel_axis=-1 if multichannel else None, **options)
 
 
 def _random_noise(image: np.ndarray, mode: str, amount: float) -> np.ndarray:
