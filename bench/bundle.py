@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bench.errors import IncompleteError, InputError
 from bench.evidence import Evidence, read_evidence
-from bench.records import Record, RunManifest, Sha256, read_json, to_json
+from bench.records import Data, Record, RunManifest, Sha256, read_json, to_json
 from bench.scoring import find_flags, score_evidence
 from bench.store import new_folder, sha256_of, write_atomic
 from bench.types import Direction
@@ -138,7 +138,7 @@ def verify_record(results: Results, record: Record) -> None:
     if results.manifest.rankable and record.data.n_images != whole:
         raise InputError(f"{where} was scored on {record.data.n_images} images; its suite has {whole}.")
     evidence = results.evidence(record)
-    _check_range(where, evidence, record.data.n_images, record.data.n_captions)
+    _check_range(where, evidence, record.data)
     computed = score_evidence(evidence, record.data.n_images)
     if {name: set(part) for name, part in computed.items()} != {name: set(p) for name, p in record.metrics.items()}:
         raise InputError(f"{where} states other metrics than its evidence gives.")
@@ -166,12 +166,14 @@ def _check_files(folder: Path, index: BundleIndex) -> None:
             raise InputError(f"{folder}/{name} does not have the sha256 that bundle.json states.")
 
 
-def _check_range(where: str, evidence: dict[Direction, Evidence], n_images: int, n_captions: int) -> None:
+def _check_range(where: str, evidence: dict[Direction, Evidence], data: Data) -> None:
+    n_images, n_captions = data.n_images, data.n_captions
     for direction, part in evidence.items():
-        n_items = n_captions if direction == "i2t" else n_images
+        n_own = n_captions if direction == "i2t" else n_images
+        n_items = n_own + data.n_distractors
         n_queries = n_captions if direction == "t2i" else n_images
         whole = direction == "i2i" or len(part.queries) == n_queries
-        outside = part.images.max() >= n_images or part.items.max() >= n_items or part.items.min() < 0
+        outside = part.images.max() >= n_images or part.items.max() >= n_own or part.items.min() < 0
         if not whole or len(set(part.queries.tolist())) != len(part.queries) or part.queries.max() >= n_queries:
             raise InputError(f"{where}: the queries of {direction} are not the collection's, each once.")
         if outside or part.ranks.pessimistic.max() > n_items:

@@ -117,13 +117,13 @@ class Embedder:
 
         return self._cached(key, len(images), encode)
 
-    def texts(self, texts: Sequence[str], identity: object, progress: Progress) -> Embedded:
+    def texts(self, texts: Sequence[str], progress: Progress) -> Embedded:
         """Embeddings of `texts`; equal texts are encoded once.
 
         Raises:
             SubmissionError: the submission failed; the next call starts it afresh.
         """
-        key = self._key("texts", list(texts), identity)
+        key = self._key("texts", list(texts), None)
         place = {text: index for index, text in enumerate(dict.fromkeys(texts))}
         unique = list(place)
 

@@ -3,6 +3,7 @@
     RoveError
     ├── UsageError              2  the command line or a name is wrong
     ├── InputError              3  a data set, suite, record or bundle is invalid
+    │   └── MissingError           ... a package or model that a shift needs is not here
     ├── SubmissionError         4  the submission failed
     │   ├── SubmissionTimeout      ... ran past a wall-clock limit
     │   ├── SubmissionCrash        ... its process ended
@@ -38,6 +39,10 @@ class InputError(RoveError):
     """Data that cannot be used; the message names the item."""
 
     exit_code = 3
+
+
+class MissingError(InputError):
+    """Something is not installed, or cannot be fetched; the message says how to get it."""
 
 
 class SubmissionError(RoveError):

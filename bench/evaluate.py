@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +16,16 @@ from bench.metrics import Ranks
 from bench.retrieval.exact import positives_of_labels, positives_of_pairs, rank_positives
 from bench.scoring import Metrics, find_flags, score_evidence
 from bench.types import Collection, Direction
+
+
+class Distractors(NamedTuple):
+    """Embeddings of items that join a gallery, (n_distractors, dim) float32; None where none do."""
+
+    images: Float[np.ndarray, "n_distractors dim"] | None = None
+    texts: Float[np.ndarray, "n_distractors dim"] | None = None
+
+
+NO_DISTRACTORS = Distractors()
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,12 @@ def evaluate(
     images: Float[np.ndarray, "n_images dim"],
     texts: Float[np.ndarray, "n_captions dim"],
     directions: Sequence[Direction],
+    distractors: Distractors = NO_DISTRACTORS,
 ) -> Evaluation:
     """Ranks every direction and scores it; embeddings may have any norm but zero.
+
+    Args:
+        distractors: join the gallery behind the collection's own items and are nobody's positives.
 
     Raises:
         ProtocolError: images and texts do not lie in one space.
@@ -44,7 +58,8 @@ def evaluate(
             f"images have {images.shape[1]} dimensions and texts {texts.shape[1]}; expected one shared space."
         )
     image_units, text_units = to_unit(images), to_unit(texts)
-    evidence = {name: rank_direction(name, collection, image_units, text_units) for name in directions}
+    more = Distractors(*(None if part is None else to_unit(part) for part in distractors))
+    evidence = {name: rank_direction(name, collection, image_units, text_units, more) for name in directions}
     return Evaluation(
         evidence=pack_evidence(evidence),
         metrics=score_evidence(evidence, len(collection.images)),
@@ -58,6 +73,7 @@ def rank_direction(
     collection: Collection,
     images: Float[np.ndarray, "n_images dim"],
     texts: Float[np.ndarray, "n_captions dim"],
+    distractors: Distractors = NO_DISTRACTORS,
 ) -> Evidence:
     """The evidence of one direction, from unit vectors; a caption belongs to the first image that it goes with.
 
@@ -71,6 +87,8 @@ def rank_direction(
     else:
         positives = positives_of_pairs(collection.positives, direction)
         asked, gallery = (texts, images) if direction == "t2i" else (images, texts)
+    added = distractors.texts if direction == "i2t" else distractors.images
+    gallery = gallery if added is None else np.concatenate([gallery, added])
     ranking = rank_positives(asked, gallery, positives, exclude_self=direction == "i2i")
     first_items = positives.items[positives.offsets[:-1]]
     return Evidence(

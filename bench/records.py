@@ -77,12 +77,14 @@ class Cell(_Strict):
     shift: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(:[1-5])?$")]
     baseline: Line = Field(default="", description="the collection whose clean canvas it is measured against")
     threat_model: Line = ""
+    seed: Annotated[int, Field(ge=0)] = 0
     directions: tuple[Direction, ...]
 
     @property
     def id(self) -> str:
-        """`flickr8k/test gaussian_noise:3`, with the threat model behind it where there is one."""
-        return " ".join(part for part in (self.collection, self.shift, self.threat_model) if part)
+        """`flickr8k/test gaussian_noise:3`, with the threat model and a seed other than 0 behind it."""
+        seed = f"seed {self.seed}" if self.seed else ""
+        return " ".join(part for part in (self.collection, self.shift, self.threat_model, seed) if part)
 
     @property
     def slug(self) -> str:
@@ -114,9 +116,14 @@ class Data(_Strict):
     revision: Line = ""
     n_images: Annotated[int, Field(ge=1)]
     n_captions: Annotated[int, Field(ge=1)]
+    n_distractors: Annotated[int, Field(ge=0)] = Field(default=0, description="in the gallery, nobody's positives")
+    n_unchanged: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="captions that a text shift left as they are, or that gave no distractor"
+    )
     source_sha256: Sha256 = Field(description="ids and hashes of all images, the captions and the positives")
     images_sha256: Sha256 = Field(description="the pixels fed")
     captions_sha256: Sha256 = Field(description="the captions fed")
+    distractors_sha256: Sha256 | None = Field(default=None, description="the distractors fed, pixels or captions")
 
 
 class Timing(_Strict):
@@ -174,7 +181,6 @@ class RunManifest(_Strict):
     parameters: Annotated[int, Field(ge=0)] | None = None
     suite: Line
     suite_id: Sha256
-    seed: int
     collections: dict[Line, Annotated[int, Field(ge=1)]] = Field(description="how many images of each are scored")
     cells: tuple[Cell, ...]
     device: Line
@@ -194,8 +200,8 @@ class RunManifest(_Strict):
 
     @model_validator(mode="after")
     def _suite_is_whole(self) -> RunManifest:
-        if suite_digest(self.suite, self.seed, self.collections, self.cells) != self.suite_id:
-            raise ValueError("suite_id is not that of the suite's name, seed, collections and cells")
+        if suite_digest(self.suite, self.collections, self.cells) != self.suite_id:
+            raise ValueError("suite_id is not that of the suite's name, collections and cells")
         return self
 
     @property
@@ -204,9 +210,9 @@ class RunManifest(_Strict):
         return self.limit is None
 
 
-def suite_digest(label: str, seed: int, collections: Mapping[str, int], cells: Iterable[Cell]) -> str:
+def suite_digest(label: str, collections: Mapping[str, int], cells: Iterable[Cell]) -> str:
     """A suite's id: hex sha256 over everything that decides a score, so that a bundle cannot leave cells out."""
-    return digest_of(label, seed, dict(collections), [cell.model_dump() for cell in cells])
+    return digest_of(label, dict(collections), [cell.model_dump() for cell in cells])
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -14,8 +14,8 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +23,8 @@ import numpy as np
 
 from bench.data.registry import load_collection
 from bench.embed import Embedded, Embedder
-from bench.errors import InputError, SubmissionError, UsageError
-from bench.evaluate import evaluate
+from bench.errors import InputError, MissingError, SubmissionError, UsageError
+from bench.evaluate import Distractors, evaluate
 from bench.records import (
     CLEAN,
     Cell,
@@ -37,17 +37,16 @@ from bench.records import (
     read_json,
     to_json,
 )
+from bench.shifted import PACKAGES, Change, Rewording, prepare_clean, prepare_shifted, reword, version_of
 from bench.store import cache_folder, locked, sha256_of, write_atomic
 from bench.submission import Submission
 from bench.suites import Suite
-from bench.types import Collection, Image
+from bench.types import Collection
 from bench.worker.host import Loaded, WorkerSettings
-from shifts.canvas import canonical_canvas
-from shifts.catalogue import Shift, apply_shift, parse_shift
+from shifts.catalogue import parse_shift
 
 PROTOCOL_VERSION = 1
 ISOLATION = "process"
-_PARENT_PACKAGES = ("numpy", "pillow", "opencv-python-headless", "numba", "nlpaug")
 _log = logging.getLogger("rove")
 
 
@@ -121,7 +120,6 @@ def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) 
         parameters=submission.manifest.parameters.total,
         suite=suite.label,
         suite_id=suite.id,
-        seed=suite.seed,
         collections=dict(suite.collections),
         cells=suite.cells,
         device=settings.worker.device,
@@ -137,7 +135,7 @@ def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) 
 
 def describe_environment(device: str, requires: list[str]) -> Environment:
     """This machine and the versions of what decides a result."""
-    names = dict.fromkeys((*_PARENT_PACKAGES, "torch", *requires))
+    names = dict.fromkeys((*PACKAGES, "torch", *requires))
     return Environment(
         rove=importlib.metadata.version("rove-bench"),
         python=platform.python_version(),
@@ -146,20 +144,33 @@ def describe_environment(device: str, requires: list[str]) -> Environment:
         cores=os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         device=device,
-        versions={name: version for name in names if (version := _version(name))},
+        versions={name: version for name in names if (version := version_of(name))},
     )
 
 
-def caption_ids(collection: Collection) -> list[str]:
-    """A stable id for every caption: its first image's id and its place among that image's captions."""
-    ids = [""] * len(collection.captions)
-    order = np.lexsort((collection.positives[:, 1], collection.positives[:, 0]))
-    place, previous = 0, -1
-    for image, caption in collection.positives[order]:
-        place = place + 1 if image == previous else 0
-        previous = image
-        ids[caption] = ids[caption] or f"{collection.images[image].id}#{place}"
-    return ids
+@dataclass(frozen=True)
+class _Sides:
+    """A cell's embeddings: the collection's own items, and the distractors that join them in the gallery."""
+
+    images: Embedded
+    texts: Embedded
+    more_images: Embedded | None = None
+    more_texts: Embedded | None = None
+    n_unchanged: int = 0
+
+    @property
+    def distractors(self) -> Distractors:
+        vectors = [None if part is None else part.vectors for part in (self.more_images, self.more_texts)]
+        return Distractors(*vectors)
+
+    @property
+    def n_distractors(self) -> int:
+        return sum(len(part) for part in self.distractors if part is not None)
+
+    @property
+    def distractors_sha256(self) -> str | None:
+        added = self.more_images or self.more_texts
+        return added.fed_sha256 if added else None
 
 
 class _Runner:
@@ -202,15 +213,18 @@ class _Runner:
 
     def _run(self, cell: Cell, key: str, collection: Collection, source: str) -> Record:
         started = time.perf_counter()
-        shift = _shift_of(cell)
-        family = shift[0].family if shift else "domain" if cell.baseline else "clean"
+        change = _change_of(cell)
+        family = change.shift.family if change else "domain" if cell.baseline else "clean"
         blank = Record(cell=cell, family=family, key=key, status="ok")
         try:
-            images, texts = self._embed(cell, shift, collection)
-            evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions)
+            sides = self._embed(cell, change, collection)
+            images, texts = sides.images, sides.texts
+            evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions, sides.distractors)
         except SubmissionError as error:
             self._embedder.close()
             return blank.model_copy(update={"status": error.status, "reason": str(error)[:8000]})
+        except MissingError as error:
+            return blank.model_copy(update={"status": "error", "reason": str(error)[:8000]})
         write_atomic(self._path(cell, ".parquet"), evaluation.evidence)
         return blank.model_copy(
             update={
@@ -219,9 +233,12 @@ class _Runner:
                     revision=collection.revision,
                     n_images=len(collection.images),
                     n_captions=len(collection.captions),
+                    n_distractors=sides.n_distractors,
+                    n_unchanged=sides.n_unchanged,
                     source_sha256=source,
                     images_sha256=images.fed_sha256,
                     captions_sha256=texts.fed_sha256,
+                    distractors_sha256=sides.distractors_sha256,
                 ),
                 "dim": images.vectors.shape[1],
                 "embeddings_sha256": evaluation.embeddings_sha256,
@@ -237,21 +254,30 @@ class _Runner:
             }
         )
 
-    def _embed(self, cell: Cell, shift: tuple[Shift, int] | None, collection: Collection) -> tuple[Embedded, Embedded]:
-        progress = self._observer.items_encoded
-        seed = self._suite.seed
-        modality = shift[0].modality if shift else ""
-        pictured = shift if modality == "image" else None
-        canvas = cell.shift != "clean"
-        images = self._embedder.images(
-            collection.images, _preparation(pictured, canvas, seed), [canvas, _identity_of(pictured, seed)], progress
-        )
-        captions, worded = list(collection.captions), shift if modality == "text" else None
-        if worded is not None:
-            ids = caption_ids(collection)
-            captions = [apply_shift(*worded, text, name, seed) for text, name in zip(captions, ids, strict=True)]
-        texts = self._embedder.texts(captions, _identity_of(worded, seed), progress)
-        return images, texts
+    def _embed(self, cell: Cell, change: Change | None, collection: Collection) -> _Sides:
+        """What both towers make of the cell's items; a shift that adds distractors leaves the items themselves."""
+        modality = change.shift.modality if change else ""
+        images = self._images(collection, change if modality == "image" else None, cell.shift != "clean")
+        reworded = self._reword(change, collection) if change and modality in ("text", "gallery_text") else None
+        worded = reworded is not None and modality == "text"
+        texts = self._texts(reworded.captions if reworded and worded else collection.captions)
+        sides = _Sides(images, texts, n_unchanged=reworded.n_unchanged if reworded else 0)
+        if modality == "gallery_image":
+            return replace(sides, more_images=self._images(collection, change, canvas=True))
+        if reworded and not worded:
+            return replace(sides, more_texts=self._texts([text for text in reworded.captions if text]))
+        return sides
+
+    def _images(self, collection: Collection, change: Change | None, canvas: bool) -> Embedded:
+        prepare = prepare_shifted(change, collection) if change else prepare_clean(canvas)
+        identity = [canvas, change.identity if change else []]
+        return self._embedder.images(collection.images, prepare, identity, self._observer.items_encoded)
+
+    def _texts(self, captions: Sequence[str]) -> Embedded:
+        return self._embedder.texts(list(captions), self._observer.items_encoded)
+
+    def _reword(self, change: Change, collection: Collection) -> Rewording:
+        return reword(change, collection, cache_folder())
 
     def _collection(self, name: str) -> tuple[Collection, str]:
         if name not in self._collections:
@@ -265,12 +291,10 @@ class _Runner:
         return self._collections[name]
 
     def _key(self, cell: Cell, source: str) -> str:
-        shift = _shift_of(cell)
-        version = shift[0].version if shift else 0
+        change = _change_of(cell)
+        version = change.shift.version if change else 0
         settings = (self._settings.batch_size, self._settings.worker.device)
-        return digest_of(
-            PROTOCOL_VERSION, cell.model_dump(), version, self._suite.seed, source, *self._inputs, *settings
-        )
+        return digest_of(PROTOCOL_VERSION, cell.model_dump(), version, source, *self._inputs, *settings)
 
     def _finished(self, cell: Cell, key: str) -> Record | None:
         """The record of a cell that needs nothing more; a damaged one is set aside."""
@@ -296,23 +320,8 @@ class _Runner:
         return len(collection.images) + len(set(collection.captions))
 
 
-def _preparation(shift: tuple[Shift, int] | None, canvas: bool, seed: int) -> Callable[[Image], np.ndarray]:
-    """From an image to the pixels that the submission is fed; the order is the protocol's."""
-
-    def prepare(image: Image) -> np.ndarray:
-        decoded = image.decode()
-        pixels = np.asarray(canonical_canvas(decoded) if canvas else decoded)
-        return pixels if shift is None else apply_shift(*shift, pixels, image.id, seed)
-
-    return prepare
-
-
-def _shift_of(cell: Cell) -> tuple[Shift, int] | None:
-    return None if cell.shift in CLEAN else parse_shift(cell.shift)
-
-
-def _identity_of(shift: tuple[Shift, int] | None, seed: int) -> list[object]:
-    return [] if shift is None else [shift[0].name, shift[0].version, shift[1], seed]
+def _change_of(cell: Cell) -> Change | None:
+    return None if cell.shift in CLEAN else Change(*parse_shift(cell.shift), cell.seed)
 
 
 def _limited(collection: Collection, limit: int | None) -> Collection:
@@ -383,13 +392,6 @@ def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
 
 def _identity(manifest: RunManifest) -> str:
     return digest_of([getattr(manifest, name) for name in _IDENTITY], _surroundings(manifest))
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _processor() -> str:

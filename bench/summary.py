@@ -23,6 +23,7 @@ from bench.records import Estimate, Record, estimate
 from bench.scoring import mean_r1
 from bench.stats import compare as compare_replicates
 from bench.stats import holm, interval
+from bench.types import Direction
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,19 @@ class _Scores:
     def __init__(self, results: Results) -> None:
         self.records = [record for record in results.records if record.status == "ok"]
         self._results = results
-        self._known: dict[str, tuple[float, np.ndarray]] = {}
+        self._known: dict[tuple[str, tuple[Direction, ...]], tuple[float, np.ndarray]] = {}
 
-    def of(self, record: Record) -> tuple[float, Float[np.ndarray, " n_resamples"]]:
-        if record.cell.slug not in self._known:
+    def of(
+        self, record: Record, directions: tuple[Direction, ...] = ()
+    ) -> tuple[float, Float[np.ndarray, " n_resamples"]]:
+        """Mean R@1 over those of `directions` that the record has; over all that it has if none are named."""
+        key = (record.cell.slug, directions)
+        if key not in self._known:
             n_images = record.data.n_images if record.data else 0
-            self._known[record.cell.slug] = mean_r1(self._results.evidence(record), n_images)
-        return self._known[record.cell.slug]
+            evidence = self._results.evidence(record)
+            asked = {name: part for name, part in evidence.items() if name in (directions or evidence)}
+            self._known[key] = mean_r1(asked, n_images)
+        return self._known[key]
 
     @cached_property
     def bases(self) -> set[str]:
@@ -94,12 +101,15 @@ class _Scores:
         return {r.cell.collection: r for r in self.records if r.cell.shift == "clean_canvas" and not r.cell.baseline}
 
     def drop(self, records: list[Record]) -> tuple[float, np.ndarray]:
-        """What is lost on average over some cells of one collection, as a fraction, and its resamples."""
+        """What is lost on average over some cells of one collection, as a fraction, and its resamples.
+
+        Both sides are averaged over the directions of these cells: caption distractors touch `i2t` alone.
+        """
         cell = records[0].cell
         baseline = self.canvases.get(cell.baseline or cell.collection)
         if baseline is None:
             raise IncompleteError(f"{self._results.folder} lacks the clean canvas that {cell.id} is measured against.")
-        (clean, cleans), shifted = self.of(baseline), [self.of(record) for record in records]
+        (clean, cleans), shifted = self.of(baseline, cell.directions), [self.of(record) for record in records]
         value = float(relative_drop(np.array(clean), np.array([value for value, _ in shifted])))
         if math.isnan(value):
             raise InputError(f"{self._results.folder}: R@1 on {baseline.cell.id} is 0; there is nothing to lose.")

@@ -120,7 +120,7 @@ def _facts(results: Results) -> list[tuple[str, str]]:
         "trained on": ", ".join(submission.trained_on),
         "weights sha256": manifest.weights_sha256,
         "suite id": manifest.suite_id,
-        "seed": str(manifest.seed),
+        "seeds": ", ".join(str(seed) for seed in sorted({cell.seed for cell in manifest.cells})),
         "dtype": manifest.dtype,
         "batch size": str(manifest.batch_size),
         "isolation": manifest.isolation,

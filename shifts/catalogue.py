@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,6 @@ from bench.errors import InputError, UsageError, unknown_name
 from shifts.seeding import SampleStreams, sample_rng
 
 Modality = Literal["image", "text", "gallery_image", "gallery_text"]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def parse_shift(shift_id: str) -> tuple[Shift, int]:
     raise _bad_severity(shift, severity)
 
 
-def apply_shift(shift: Shift, severity: int, item: Item, sample_id: str, seed: int) -> Item:
+def apply_shift(shift: Shift, severity: int, item: Any, sample_id: str, seed: int) -> Any:
     """The item shifted, a function of the arguments and the shift's version alone; the item itself stays untouched.
 
     Args:
@@ -215,8 +214,7 @@ def apply_shift(shift: Shift, severity: int, item: Item, sample_id: str, seed: i
     if severity not in shift.severities:
         raise _bad_severity(shift, severity)
     _check_item(shift, item, sample_id)
-    shifted: Item = shift.apply(item, severity, sample_rng(seed, shift.name, shift.version, severity, sample_id))
-    return shifted
+    return shift.apply(item, severity, sample_rng(seed, shift.name, shift.version, severity, sample_id))
 
 
 def shift_captions(shift: Shift, severity: int, captions: Sequence[str], ids: Sequence[str], seed: int) -> list[str]:

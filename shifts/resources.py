@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from bench.errors import InputError
+from bench.errors import MissingError
 
 
 def package_file(package: str, path: str, needed_by: str, install: str) -> Path:
@@ -18,12 +18,12 @@ def package_file(package: str, path: str, needed_by: str, install: str) -> Path:
         install: what to give to `pip install`.
 
     Raises:
-        InputError: the package is not installed, or has no such file; the message says what to install.
+        MissingError: the package is not installed, or has no such file; the message says what to install.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"{needed_by}, which is not installed. Run `pip install '{install}'`.")
+        raise MissingError(f"{needed_by}, which is not installed. Run `pip install '{install}'`.")
     found = Path(spec.submodule_search_locations[0], path)
     if not found.exists():
-        raise InputError(f"{needed_by}, whose installed version has no {path}. Run `pip install '{install}'`.")
+        raise MissingError(f"{needed_by}, whose installed version has no {path}. Run `pip install '{install}'`.")
     return found

@@ -21,7 +21,7 @@ status = "draft"
 title = "Small"
 summary = "Six cells over 24 scenes."
 reference = "colours"
-seed = 0
+seeds = [0]
 
 [collections]
 "scenes/test" = 24
@@ -46,7 +46,7 @@ def toys() -> Path:
 @pytest.fixture(scope="session")
 def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tables = [
-        f'\n[[cells]]\ncollection = "{collection}"\nshift = "{shift}"\nreason = "For a test."\n{severities}\n{more}\n'
+        f'\n[[cells]]\ncollection = "{collection}"\nshifts = ["{shift}"]\nreason = "For a test."\n{severities}\n{more}\n'
         for collection, shift, severities, more in SMALL_CELLS
     ]
     path = tmp_path_factory.mktemp("suite") / "small.toml"

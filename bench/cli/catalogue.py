@@ -129,7 +129,7 @@ def _describe_suite(name: str) -> dict[str, Any] | None:
         suite = find_suite(name)
     except UsageError:
         return None
-    facts = {key: getattr(suite, key) for key in ("label", "title", "summary", "reference", "seed", "id")}
+    facts = {key: getattr(suite, key) for key in ("label", "title", "summary", "reference", "seeds", "id")}
     cells = {cell.id: ", ".join(cell.directions) for cell in suite.cells}
     return {**facts, "collections": dict(suite.collections), "cells": cells}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,27 +14,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from bench.errors import InputError, describe_validation, unknown_name
 from bench.records import CLEAN, Cell, suite_digest
 from bench.types import Direction
-from shifts.catalogue import parse_shift
+from shifts.catalogue import find_shift, parse_shift
 
+BOTH: tuple[Direction, ...] = ("t2i", "i2t")
+_TOUCHED: Mapping[str, tuple[Direction, ...]] = {"gallery_image": ("t2i",), "gallery_text": ("i2t",)}
 _FOLDER = Path(__file__).parent
 
 
 class CellGroup(BaseModel):
-    """One `[[cells]]` table of a suite: a shift over some severities of one collection."""
+    """One `[[cells]]` table of a suite: some shifts over some severities of one collection.
+
+    Without severities, each shift has all that it has; without directions, those that it touches.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     collection: str
-    shift: str
+    shifts: Annotated[list[str], Field(min_length=1)]
     severities: list[Annotated[int, Field(ge=1, le=5)]] = []
-    directions: list[Direction] = ["t2i", "i2t"]
+    directions: list[Direction] = []
     baseline: str = ""
     reason: Annotated[str, Field(min_length=10)]
 
     @model_validator(mode="after")
     def _severities_fit(self) -> CellGroup:
-        if (self.shift in CLEAN) == bool(self.severities):
-            raise ValueError("a clean cell has no severities, every other cell has at least one")
+        if self.severities and set(self.shifts) & set(CLEAN):
+            raise ValueError("a clean cell has no severities")
         return self
 
 
@@ -49,7 +54,7 @@ class SuiteFile(BaseModel):
     title: str
     summary: str
     reference: Annotated[str, Field(description="the submission in the denominator of mCE")]
-    seed: int
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     collections: dict[str, Annotated[int, Field(ge=1)]] = Field(description="name/split to its number of images")
     cells: Annotated[list[CellGroup], Field(min_length=1)]
 
@@ -64,7 +69,7 @@ class Suite:
     title: str
     summary: str
     reference: str
-    seed: int
+    seeds: tuple[int, ...]
     collections: Mapping[str, int]
     cells: tuple[Cell, ...]
 
@@ -75,8 +80,8 @@ class Suite:
 
     @property
     def id(self) -> str:
-        """Hex sha256 over label, seed, collections and cells; titles and reasons may be reworded."""
-        return suite_digest(self.label, self.seed, self.collections, self.cells)
+        """Hex sha256 over label, collections and cells; titles and reasons may be reworded."""
+        return suite_digest(self.label, self.collections, self.cells)
 
 
 def list_suites() -> dict[str, Suite]:
@@ -108,22 +113,31 @@ def read_suite(path: Path) -> Suite:
     """
     try:
         file = SuiteFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        cells = tuple(cell for group in file.cells for cell in _expand(group))
+        cells = tuple(cell for group in file.cells for cell in _expand(group, file.seeds))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} cannot be read as a suite: {error}.") from None
     except ValidationError as error:
         raise InputError(f"{path}: {describe_validation(error)}") from None
     _check_cells(path, file, cells)
-    fields = {name: value for name, value in file if name != "cells"}
-    return Suite(**fields, cells=cells)
+    fields = {name: value for name, value in file if name not in ("cells", "seeds")}
+    return Suite(**fields, seeds=tuple(file.seeds), cells=cells)
 
 
-def _expand(group: CellGroup) -> list[Cell]:
-    shifts = [f"{group.shift}:{severity}" for severity in group.severities] or [group.shift]
-    return [
-        Cell(collection=group.collection, shift=shift, baseline=group.baseline, directions=tuple(group.directions))
-        for shift in shifts
-    ]
+def _expand(group: CellGroup, seeds: list[int]) -> Iterator[Cell]:
+    for name in group.shifts:
+        if name in CLEAN:
+            yield _cell(group, name, BOTH, seeds[0])
+            continue
+        shift = find_shift(name)
+        for severity in group.severities or shift.severities:
+            parse_shift(shift.id(severity))
+            for seed in seeds if shift.seeded else seeds[:1]:
+                yield _cell(group, shift.id(severity), _TOUCHED.get(shift.modality, BOTH), seed)
+
+
+def _cell(group: CellGroup, shift: str, touched: tuple[Direction, ...], seed: int) -> Cell:
+    directions = tuple(group.directions) or touched
+    return Cell(collection=group.collection, shift=shift, baseline=group.baseline, directions=directions, seed=seed)
 
 
 def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
@@ -132,8 +146,10 @@ def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
     if twice:
         raise InputError(f"{path}: cell {twice} stands twice; expected every cell once.")
     for cell in cells:
-        if cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality.startswith("gallery"):
-            raise InputError(f"{path}: cell {cell.id} changes the gallery, which no cell can do yet.")
+        modality = "" if cell.shift in CLEAN else parse_shift(cell.shift)[0].modality
+        if modality in _TOUCHED and cell.directions != _TOUCHED[modality]:
+            asked, touched = " ".join(cell.directions), " ".join(_TOUCHED[modality])
+            raise InputError(f"{path}: cell {cell.id} asks {asked}; its distractors touch {touched} alone.")
     canvases = {cell.collection for cell in cells if cell.shift == "clean_canvas"}
     stray = next((cell for cell in cells if (cell.baseline or cell.collection) not in canvases), None)
     if stray:

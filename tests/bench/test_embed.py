@@ -17,8 +17,8 @@ def embedder(colours: Submission, cache: Path, batch_size: int = 8, surroundings
     return Embedder(colours, WorkerSettings(), cache, batch_size, surroundings)
 
 
-def encode(source: Embedder, texts: list[str], identity: object = "clean"):
-    return source.texts(texts, identity, lambda count: None)
+def encode(source: Embedder, texts: list[str]):
+    return source.texts(texts, lambda count: None)
 
 
 def test_rows_are_in_the_order_of_the_items(colours: Submission, tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_rows_are_in_the_order_of_the_items(colours: Submission, tmp_path: Path)
 def test_equal_texts_are_encoded_once(colours: Submission, tmp_path: Path) -> None:
     counted: list[int] = []
     with embedder(colours, tmp_path) as source:
-        found = source.texts(["red", "blue", "red", "red"], "clean", counted.append)
+        found = source.texts(["red", "blue", "red", "red"], counted.append)
     assert sum(counted) == 2
     assert (found.vectors[[2, 3]] == found.vectors[0]).all()
     assert (found.vectors[1] != found.vectors[0]).any()
@@ -50,7 +50,6 @@ def test_the_cache_is_used_by_the_next_run_and_only_for_the_same_inputs(colours:
         np.testing.assert_array_equal(again.vectors, first.vectors)
         assert again.fed_sha256 == first.fed_sha256
         assert not encode(source, ["a red ball", "a teal cube"]).cached
-        assert not encode(source, ["a red ball", "a blue cube"], identity="typo").cached
     with embedder(colours, tmp_path, batch_size=4) as source:
         assert not encode(source, ["a red ball", "a blue cube"]).cached
     with embedder(colours, tmp_path, surroundings={"opencv": "9"}) as source:

@@ -18,7 +18,8 @@ from bench.bundle import read_results, verify_record
 from bench.data.registry import load_collection
 from bench.errors import SubmissionError, UsageError
 from bench.records import Record, read_json
-from bench.run import RunResult, RunSettings, caption_ids, run_suite
+from bench.run import RunResult, RunSettings, run_suite
+from bench.shifted import caption_ids
 from bench.submission import Submission, find_submission
 from bench.suites import Suite
 

@@ -68,7 +68,7 @@ def time_harness(submission: Submission, collection: Collection) -> float:
         embedder.start()
         started = time.perf_counter()
         images = embedder.images(collection.images, decode, "clean", lambda count: None)
-        texts = embedder.texts(collection.captions, "clean", lambda count: None)
+        texts = embedder.texts(collection.captions, lambda count: None)
         evaluate(collection, images.vectors, texts.vectors, ("t2i", "i2t"))
         return time.perf_counter() - started
 
