@@ -48,6 +48,11 @@ def feed_batches(images: Sequence[Image], prepare: Prepare, batch_size: int) -> 
 
 def _prepare(prepare: Prepare, image: Image) -> Pixels:
     array = np.ascontiguousarray(prepare(image))
+    return Pixels(array, pixels_digest(array))
+
+
+def pixels_digest(array: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """The sha256 of an image's size and bytes; the array is contiguous."""
     digest = hashlib.sha256(f"{array.shape}".encode())
     digest.update(array.data)
-    return Pixels(array, digest.digest())
+    return digest.digest()

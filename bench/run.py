@@ -140,7 +140,7 @@ def describe_environment(device: str, requires: list[str]) -> Environment:
         rove=importlib.metadata.version("rove-bench"),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor_name(),
         cores=os.cpu_count() or 1,
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         device=device,
@@ -287,7 +287,7 @@ class _Runner:
             if len(found.images) < expected:
                 raise InputError(f"{name} has {len(found.images)} images; {self._suite.label} expects {expected}.")
             collection = _limited(found.head(expected), self._settings.limit)
-            self._collections[name] = (collection, _source_digest(collection))
+            self._collections[name] = (collection, source_digest(collection))
         return self._collections[name]
 
     def _key(self, cell: Cell, source: str) -> str:
@@ -335,7 +335,8 @@ def _limited(collection: Collection, limit: int | None) -> Collection:
     return collection.head(limit)
 
 
-def _source_digest(collection: Collection) -> str:
+def source_digest(collection: Collection) -> str:
+    """The sha256 of everything that a collection holds: ids and hashes of its images, captions, positives, labels."""
     return digest_of(
         [(image.id, image.sha256) for image in collection.images],
         list(collection.captions),
@@ -394,7 +395,8 @@ def _identity(manifest: RunManifest) -> str:
     return digest_of([getattr(manifest, name) for name in _IDENTITY], _surroundings(manifest))
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """What the system calls its processor."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -95,10 +95,14 @@ def prepare_clean(canvas: bool) -> Prepare:
     return prepare
 
 
-def prepare_shifted(change: Change, collection: Collection) -> Prepare:
-    """From an image to its shifted pixels, or to the distractor made of it; the order of steps is the protocol's."""
-    clean = prepare_clean(canvas=True)
-    partner_of = _partners(change, collection) if change.shift.modality == "gallery_image" else None
+def prepare_shifted(change: Change, collection: Collection, clean: Prepare | None = None) -> Prepare:
+    """From an image to its shifted pixels, or to the distractor made of it; the order of steps is the protocol's.
+
+    Args:
+        clean: gives an image's canvas, if that is to be kept for the next shift.
+    """
+    clean = clean or prepare_clean(canvas=True)
+    partner_of = find_partners(change, collection) if change.shift.modality == "gallery_image" else None
 
     def prepare(image: Image) -> np.ndarray:
         item = clean(image) if partner_of is None else (clean(image), clean(partner_of(image)))
@@ -166,7 +170,7 @@ def _attempt(change: Change, caption: str, sample_id: str, attempt: int) -> str:
     return str(change.shift.apply(caption, change.severity, rng))
 
 
-def _partners(change: Change, collection: Collection) -> Callable[[Image], Image]:
+def find_partners(change: Change, collection: Collection) -> Callable[[Image], Image]:
     """For each image another of the collection, drawn from a stream of its own, the same at every severity."""
     places = {image.id: place for place, image in enumerate(collection.images)}
     n_others = len(places) - 1

@@ -111,9 +111,35 @@ class RunProgress:
             self._progress.console.print(_cell_line(record), markup=False, highlight=False, soft_wrap=True)
 
 
+class ShardProgress:
+    """Shows generation on stderr: one bar over all images of all shifts, with the time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._rows: TaskID = progress.add_task("starting", total=None)
+
+    def planned(self, n_rows: int) -> None:
+        self._progress.update(self._rows, total=n_rows)
+
+    def shard_done(self, shift_id: str, n_rows: int) -> None:
+        self._progress.update(self._rows, advance=n_rows, description=shift_id)
+
+
 @contextmanager
 def run_progress(n_cells: int) -> Iterator[RunProgress]:
     """A progress display that is taken away at the end."""
+    with _progress() as progress:
+        yield RunProgress(progress, n_cells)
+
+
+@contextmanager
+def shard_progress() -> Iterator[ShardProgress]:
+    """A progress display that is taken away at the end."""
+    with _progress() as progress:
+        yield ShardProgress(progress)
+
+
+def _progress() -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -133,8 +159,7 @@ def run_progress(n_cells: int) -> Iterator[RunProgress]:
         TimeRemainingColumn(),
     )
     quiet = logging.getLogger().level >= logging.ERROR
-    with Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True) as progress:
-        yield RunProgress(progress, n_cells)
+    return Progress(*columns, console=Console(stderr=True, quiet=quiet), transient=True)
 
 
 def _cell_line(record: Record) -> str:
