@@ -88,8 +88,8 @@ def main() -> None:
     print(f"{'shift':<30}{'harder by':>10}{'own halves':>12}{'nearest kept':>30}{'correlation':>13}{'most alike':>30}")
     for i, name in enumerate(names):
         others = [k for k in kept if k != i]
-        near = max(others, key=lambda k: correlations[i, k])  # noqa: B023
-        alike = max((j for j in range(len(names)) if j != i), key=lambda j: correlations[i, j])  # noqa: B023
+        near = max(others, key=lambda k: correlations[i, k])
+        alike = max((j for j in range(len(names)) if j != i), key=lambda j: correlations[i, j])
         own = np.nanmean([ceiling(run[name]) for run in runs]) if len(runs[0][name]) > 1 else float("nan")
         harder = np.mean([rows[i].mean() for rows in means])
         mark = f"{kept.index(i) + 1:>3}" if i in kept else "   "
