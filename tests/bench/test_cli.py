@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from bench.run import RunResult
@@ -64,6 +65,19 @@ def test_describe_finds_every_kind_of_thing() -> None:
         (("fit", "tinny", "--train", "scenes", "--output", "x"), 2, "rove list recipes"),
         (("describe", "folder:/does/not/exist"), 3, "/does/not/exist"),
         (("frobnicate",), 2, "No such command"),
+        (("generate", "scenes", "--shift", "gausian_noise", "-o", "x"), 2, "Did you mean 'gaussian_noise'?"),
+        (("generate", "scenes", "--shift", "sketch", "--severity", "6", "-o", "x"), 2, "numbers from 1 to 5"),
+        (("generate", "scenes", "--shift", "sketch:6", "-o", "x"), 2, "sketch exists at severity 1, 2, 3, 4, 5"),
+        (
+            ("generate", "scenes", "--shift", "negative", "--severity", "3", "-o", "x"),
+            2,
+            "negative exists at severity 1",
+        ),
+        (("generate", "scenez", "--shift", "sketch", "-o", "x"), 2, "Did you mean 'scenes'?"),
+        (("generate", "scenes", "--shift", "sketch", "-o", "/proc/x"), 3, "/proc/x"),
+        (("verify", "tests"), 3, "holds no manifest.json"),
+        (("preview", "sketch", "no-such.png"), 3, "no-such.png"),
+        (("preview", "gallery_mix", "a caption"), 2, "--partner"),
     ],
 )
 def test_wrong_input_is_explained(arguments: tuple[str, ...], code: int, words: str) -> None:
@@ -150,3 +164,20 @@ def test_fit_makes_a_submission(tmp_path: Path) -> None:
     again = rove("fit", "tiny", "--train", "scenes/val", "--epochs", "1", "--output", tmp_path / "fitted")
     assert (again.returncode, "not empty" in again.stderr) == (2, True)
     assert rove("check", tmp_path / "fitted").returncode == 0
+
+
+def test_generate_verify_preview(tmp_path: Path) -> None:
+    made = rove("generate", "scenes", "--limit", "4", "--shift", "typo_*", "--severity", "1,5", "-o", tmp_path / "copy")
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.strip() == str(tmp_path / "copy")
+    verified = rove("verify", tmp_path / "copy", "--json")
+    assert json.loads(verified.stdout)["parts"] == 1 + 2 * 10
+    estimate = rove("generate", "scenes", "--shift", "negative", "-o", tmp_path / "b", "--dry-run", "--json")
+    assert json.loads(estimate.stdout)["n_images"] == 500
+    assert not (tmp_path / "b").exists()
+    shown = rove("preview", "typo_keyboard", "a red ball")
+    assert shown.stdout.count("\n") == 6
+    image = tmp_path / "image.png"
+    PIL.Image.new("RGB", (40, 40), "red").save(image)
+    drawn = rove("preview", "gaussian_noise", image, "--output", tmp_path / "sheet.png")
+    assert PIL.Image.open(drawn.stdout.strip()).width > 6 * 176
