@@ -14,6 +14,10 @@ from shifts.catalogue import CATALOGUE, Shift, apply_shift
 
 NOT_ORDERED = {
     "saturate": "severities 1 and 2 take colour away, 3 to 5 add it",
+    "glass_blur": "severity 4 moves pixels further than 3, but once less often",
+    "zoom_blur": "severity 3 averages half as many steps as 2 over a longer way",
+    "snow": "severity 3 has other flakes than 2: more, larger, and sharper",
+    "sketch": "bare paper, at severities 4 and 5, has less structure that could be wrong than hatching",
 }
 N_PHOTOS = 8
 IMAGE_SHIFTS = [s for s in CATALOGUE if s.modality == "image" and len(s.severities) > 1]
