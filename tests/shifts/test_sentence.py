@@ -42,6 +42,7 @@ ACTIVE = [
     ("There are two dogs being walked by a woman in a park.", "There is a woman walking two dogs in a park."),
     ("an owl sitting on a branch surrounded by trees", "an owl sitting on a branch that trees surround"),
     ("They were seen by a man.", "A man saw them."),
+    ("The sun surrounded by an airplane and traffic lights", "An airplane and traffic lights surrounding the sun"),
 ]
 NOT_PASSIVE = [
     "A dog sleeping on a bed.",
@@ -63,6 +64,7 @@ NOT_ACTIVE = [
     "A man riding a horse.",
     "A decorated elephant is ridden through the streets by a man in an orange shirt.",
     "A table surrounded by chairs and filled with plates.",
+    "A herd of cattle walking down a road being followed by a cowboy.",
 ]
 
 
@@ -162,10 +164,10 @@ def test_no_rule_writes_what_it_reads() -> None:
 @pytest.mark.parametrize(
     ("caption", "some"),
     [
-        ("A man riding a horse.", {"A photo showing a man riding a horse.", "There is a man riding a horse in this photo."}),
+        ("A man riding a horse.", {"There is a man riding a horse in this photo."}),
         ("two dogs on a bed", {"in this picture, there are two dogs on a bed", "you can see two dogs on a bed"}),
         ("Man riding a horse", {"A photo showing a man riding a horse"}),
-        ("A man is riding a horse.", {"In this picture, a man is riding a horse.", "As the photo shows, a man is riding a horse."}),
+        ("A man is riding a horse.", {"In this picture, a man is riding a horse."}),
         ("There is a dog.", {"In this picture, there is a dog."}),
         ("I see a dog.", {"It can be seen that I see a dog."}),
         ("Where is it?", {"Photo: Where is it?"}),

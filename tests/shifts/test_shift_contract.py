@@ -20,8 +20,20 @@ SHIFTS = [pytest.param(shift, id=shift.name) for shift in CATALOGUE]
 IMAGE_SHIFTS = [pytest.param(shift, id=shift.name) for shift in CATALOGUE if shift.modality.endswith("image")]
 TEXT_SHIFTS = [pytest.param(shift, id=shift.name) for shift in CATALOGUE if shift.modality.endswith("text")]
 CAPTION = "A man in a blue shirt is cleaning the window of an old house, near the sea, and a dog is watching him."
-CAPTIONS = {"sentence_active": "A ball is being chased by two dogs on the beach."}
-ORDERED_BY_OTHER_MEANS = {"saturate", "elastic_transform", "glass_blur", "snow", "frost", "fog", "checkerboard_cutout"}
+CAPTIONS = {
+    "sentence_active": "A ball is being chased by two dogs on the beach.",
+    "sentence_back_translation_pt": "A large building with a metal clock on the front.",
+}
+ORDERED_BY_OTHER_MEANS = {
+    "saturate",
+    "elastic_transform",
+    "glass_blur",
+    "snow",
+    "frost",
+    "fog",
+    "checkerboard_cutout",
+    "pixelate",
+}
 Item = np.ndarray | tuple[np.ndarray, np.ndarray] | str
 
 
