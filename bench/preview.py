@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,10 +49,12 @@ def draw_sheet(shifts: Sequence[Shift], pixels: np.ndarray, partner: np.ndarray 
     height, width = pixels.shape[:2]
     scale = TILE_PX / max(height, width)
     tile = (max(1, round(width * scale)), max(1, round(height * scale)))
-    step = (tile[0] + _GAP_PX, tile[1] + _LABEL_PX + _GAP_PX)
+    font = PIL.ImageFont.load_default(11)
+    widest = max(math.ceil(font.getlength(label)) for row in rows for label, _ in row)
+    step = (max(tile[0], widest) + _GAP_PX, tile[1] + _LABEL_PX + _GAP_PX)
     columns = max(len(row) for row in rows)
     sheet = PIL.Image.new("RGB", (columns * step[0] + _GAP_PX, len(rows) * step[1] + _GAP_PX), "white")
-    draw, font = PIL.ImageDraw.Draw(sheet), PIL.ImageFont.load_default(11)
+    draw = PIL.ImageDraw.Draw(sheet)
     for row, tiles in enumerate(rows):
         for column, (label, image) in enumerate(tiles):
             left, top = _GAP_PX + column * step[0], _GAP_PX + row * step[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from json.encoder import encode_basestring_ascii
 
 import numpy as np
 
@@ -35,12 +36,15 @@ class SampleStreams:
         self._prefix = hashlib.blake2b(prefix.encode("ascii"), digest_size=16, person=b"rove shift")
         self._philox = np.random.Philox(key=0)
         self._start = self._philox.state
+        self._key = np.zeros(2, "<u8")
+        self._key_bytes = self._key.view(np.uint8).data
+        self._start["state"]["key"] = self._key
         self._generator = np.random.Generator(self._philox)
 
     def of(self, sample_id: str) -> np.random.Generator:
         """The generator at the start of the stream of `sample_id`."""
         hashed = self._prefix.copy()
-        hashed.update(json.dumps(sample_id).encode("ascii") + b"]")
-        self._start["state"]["key"] = np.frombuffer(hashed.digest(), "<u8")
+        hashed.update(encode_basestring_ascii(sample_id).encode("ascii") + b"]")
+        self._key_bytes[:] = hashed.digest()
         self._philox.state = self._start
         return self._generator
