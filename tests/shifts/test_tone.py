@@ -14,7 +14,12 @@ from shifts.image.tone import rotation
 
 SEVERITIES = [1, 2, 3, 4, 5]
 REC_601 = np.array([0.299, 0.587, 0.114])
-GOLDEN = {"night": "", "rotation": "", "low_resolution": "", "thermal_palette": ""}
+GOLDEN = {
+    "night": "8600c7d922000ea87b3c9d009c9a28ab9fc2d594ce41d50f06cae60b36576c7d",
+    "rotation": "942a448a8b03c933ee34f76b24eaeb77ece059397bd44d8385626ae09b957370",
+    "low_resolution": "69443d1fe762348c9705c2945cd6f56ad46777b7a3b4c90119310162e8e84afa",
+    "thermal_palette": "dd73b31875c9e165943749c2b5b03a09a3fd4d7cdb3bba8b7c87aa2b7694bf5c",
+}
 
 
 def shifted(name: str, pixels: np.ndarray, severity: int = 1, sample: str = "a") -> np.ndarray:
@@ -63,17 +68,18 @@ def test_night_is_darker_bluer_and_relatively_noisier_with_severity() -> None:
     assert (np.diff(noise) > 0.01).all()
 
 
-def test_noise_of_the_night_is_relatively_stronger_in_the_darks() -> None:
+def test_noise_of_the_night_grows_with_light_but_is_relatively_stronger_in_the_darks() -> None:
     light, dark = (
         shifted("night", np.full((96, 96, 3), level, np.uint8), 2)[..., 2].astype(float) for level in (220, 90)
     )
+    assert light.std() > 1.2 * dark.std()
     assert dark.std() / dark.mean() > 1.5 * light.std() / light.mean()
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_lamps_stay_lit_and_glow_but_a_bright_sky_goes_dark(severity: int) -> None:
     scene = np.full((192, 256, 3), 60, np.uint8)
-    scene[:80] = 240
+    scene[:80] = 255
     scene[140:144, 100:104] = 250
     dark = shifted("night", scene, severity).astype(float).mean(axis=2)
     assert dark[140:144, 100:104].mean() > 170
