@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,6 +73,12 @@ def parse_pairs(values: Sequence[str], flag: str) -> dict[str, str]:
             raise UsageError(f"{flag} names {key} twice; expected it once.")
         pairs[key] = rest
     return pairs
+
+
+def keep_offline(offline: bool) -> None:
+    """Tells the hub's libraries, before they are imported, to fetch nothing; child processes inherit it."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def flatten(value: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import typer
 
 from bench.cli.console import (
     Json,
+    keep_offline,
     parse_pairs,
     print_data,
     print_error,
@@ -47,6 +48,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Write shifted copies of a data set as Parquet; the same command goes on after an interruption."""
+    keep_offline(offline)
     from bench.generate import GenerateSettings, estimate_size
     from bench.generate import generate as generate_dataset
 

@@ -12,6 +12,7 @@ import typer
 
 from bench.cli.console import (
     Json,
+    keep_offline,
     parse_pairs,
     print_data,
     print_error,
@@ -126,6 +127,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Score a submission on a suite; the same command goes on after an interruption."""
+    keep_offline(offline)
     from bench.run import RunSettings, run_suite
     from bench.submission import find_submission
     from bench.suites import find_suite
