@@ -23,7 +23,8 @@ def list_things(
     if as_json:
         print_json(rows)
     else:
-        print_table(kind, list(rows[0]) if rows else [], [[_brief(value) for value in row.values()] for row in rows])
+        shown = [name for name in (rows[0] if rows else {}) if name not in _JSON_ONLY]
+        print_table(kind, shown, [[_brief(row[name]) for name in shown] for row in rows])
 
 
 def describe(name: str, as_json: Json = False) -> None:
@@ -60,6 +61,7 @@ def register(app: typer.Typer) -> None:
     app.command()(env)
 
 
+_JSON_ONLY = frozenset({"version", "seeded"})
 _PACKAGES = (
     *("torch", "torchvision", "open_clip_torch", "transformers", "datasets", "faiss-cpu", "faiss-gpu", "pandas"),
     *("pyarrow", "scipy", "scikit-image", "imagecorruptions", "nlpaug", "torchattacks", "ray"),
@@ -97,6 +99,8 @@ def _shifts() -> Rows:
             "modality": shift.modality,
             "family": shift.family,
             "severities": list(shift.severities),
+            "version": shift.version,
+            "seeded": shift.seeded,
             "summary": shift.summary,
         }
         for shift in CATALOGUE
