@@ -22,7 +22,7 @@ name = "small"
 version = 1
 status = "draft"
 title = "Small"
-summary = "Six cells over 24 scenes."
+summary = "Nine cells over 24 scenes."
 reference = "colours"
 seeds = [0]
 
@@ -36,6 +36,8 @@ SMALL_CELLS = (
     ("scenes/test", "clean_canvas", "", ""),
     ("scenes/test", "gaussian_noise", "severities = [1, 5]", ""),
     ("scenes/test", "typo_keyboard", "severities = [3]", ""),
+    ("scenes/test", "gallery_mix", "severities = [4]", ""),
+    ("scenes/test", "gallery_danger", "", ""),
     ("scenes-night/test", "clean_canvas", "", 'baseline = "scenes/test"'),
     ("scenes-objects/test", "clean_canvas", "", 'directions = ["i2t", "i2i"]'),
 )

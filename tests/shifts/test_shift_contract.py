@@ -22,6 +22,10 @@ TEXT_SHIFTS = [pytest.param(shift, id=shift.name) for shift in CATALOGUE if shif
 CAPTION = "A man in a blue shirt is cleaning the window of an old house, near the sea, and a dog is watching him."
 CAPTIONS = {
     "sentence_active": "A ball is being chased by two dogs on the beach.",
+    "word_synonym_replace": "Small children, large dogs, a person and a baby near couches, cars, rocks, phones, "
+    "bushes and airplanes outside huge buildings.",
+    "word_stopword_drop": "There is a man in a shirt and he is on the top of a house that was not his, by the sea, "
+    "with a dog that is at the foot of it and which does not go to him.",
     "sentence_back_translation_pt": "A large building with a metal clock on the front.",
 }
 ORDERED_BY_OTHER_MEANS = {
