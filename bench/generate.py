@@ -59,6 +59,7 @@ from bench.shifted import (
 from bench.store import cache_folder, locked, sha256_of, write_atomic
 from bench.types import Collection, Image
 from shifts.catalogue import Shift, find_missing, parse_shift
+from shifts.resources import find_missing_packages
 
 SHARD_IMAGES = 128
 _KINDS: Mapping[str, Any] = {
@@ -217,6 +218,8 @@ def _load(settings: GenerateSettings) -> Collection:
 def _runnable(settings: GenerateSettings) -> tuple[list[tuple[Shift, int]], dict[str, str]]:
     """The cells that can be made here, and why the others cannot."""
     skipped: dict[str, str] = {}
+    if any(_KINDS[shift.modality].endswith("captions") for shift, _ in settings.cells):
+        _require_similarity()
     for name in dict.fromkeys(shift.name for shift, _ in settings.cells):
         reason = find_missing(name)
         if reason and name not in settings.optional:
@@ -224,6 +227,13 @@ def _runnable(settings: GenerateSettings) -> tuple[list[tuple[Shift, int]], dict
         if reason:
             skipped[name] = reason
     return [(shift, severity) for shift, severity in settings.cells if shift.name not in skipped], skipped
+
+
+def _require_similarity() -> None:
+    """Every caption's similarity is written beside it; what measures it must be there before the work begins."""
+    missing = find_missing_packages()
+    if missing:
+        raise MissingError(missing)
 
 
 def _plan(settings: GenerateSettings, collection: Collection, cells: Iterable[tuple[Shift, int]]) -> Plan:

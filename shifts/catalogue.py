@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bench.errors import InputError, UsageError, unknown_name
+from shifts.resources import find_missing_packages
 from shifts.seeding import SampleStreams, sample_rng
 
 Modality = Literal["image", "text", "gallery_image", "gallery_text"]
@@ -73,6 +74,11 @@ def _shift(
     return Shift(name, family, modality, severities, version, _Lazy(module, name), summary, seeded)
 
 
+_OWN_MODELS = {
+    "word_insert": "text.masked_lm",
+    "sentence_back_translation": "text.translation",
+    "sentence_back_translation_pt": "text.translation",
+}
 FIVE = (1, 2, 3, 4, 5)
 ONE = (1,)
 
@@ -230,10 +236,12 @@ def shift_captions(shift: Shift, severity: int, captions: Sequence[str], ids: Se
 
 def find_missing(name: str) -> str:
     """Why the shift of that name cannot run here, "" if it can: a package or a model of the hub may be missing."""
-    places = {shift.name: shift.apply for shift in CATALOGUE}
-    module = import_module(f"shifts.{getattr(places[name], 'module', 'catalogue')}")
-    look = getattr(module, "find_missing", None)
-    return str(look(name)) if look and module.__name__ != __name__ else ""
+    shift = find_shift(name)
+    if shift.family in ("word", "sentence") or shift.modality == "gallery_text":
+        missing = find_missing_packages()
+        if missing:
+            return missing
+    return import_module(f"shifts.{_OWN_MODELS[name]}").find_missing(name) if name in _OWN_MODELS else ""
 
 
 def match_shifts(pattern: str) -> list[Shift]:

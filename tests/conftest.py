@@ -50,8 +50,9 @@ def toys() -> Path:
 
 @pytest.fixture(scope="session")
 def suite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    head = 'reason = "For a test."'
     tables = [
-        f'\n[[cells]]\ncollection = "{collection}"\nshifts = ["{shift}"]\nreason = "For a test."\n{severities}\n{more}\n'
+        f'\n[[cells]]\n{head}\ncollection = "{collection}"\nshifts = ["{shift}"]\n{severities}\n{more}\n'
         for collection, shift, severities, more in SMALL_CELLS
     ]
     path = tmp_path_factory.mktemp("suite") / "small.toml"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import threading
 from functools import cache, lru_cache
@@ -32,13 +31,6 @@ def parse(caption: str) -> Doc:
     """
     with _lock:
         return _model()(_LONE_SURROGATE.sub("\ufffd", caption))
-
-
-def find_missing() -> str:
-    """Why captions cannot be parsed here, or "" if they can."""
-    wanted = ("spacy", _MODEL, "lemminflect")
-    missing = [package for package in wanted if importlib.util.find_spec(package) is None]
-    return f"sentence shifts need {' and '.join(missing)}. Run `pip install 'rove-bench[text]'`." if missing else ""
 
 
 @cache

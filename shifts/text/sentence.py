@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from shifts.text import parse as parse_module
 from shifts.text import register, voice
 from shifts.text.nouns import indefinite_article, is_plural, with_article
 from shifts.text.parse import parse
@@ -131,11 +130,6 @@ def sentence_template(caption: str, severity: int, rng: np.random.Generator) -> 
     frames = {"phrase": _PHRASE_FRAMES, "sentence": _SENTENCE_FRAMES, "unknown": _UNKNOWN_FRAMES}[kind]
     text = caption.strip()
     return _fill(frames[rng.integers(len(frames))], text, text, kind)
-
-
-def find_missing(name: str) -> str:
-    """Why the shift of that name cannot run here, or "" if it can."""
-    return parse_module.find_missing()
 
 
 class _Site(NamedTuple):
