@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -146,16 +147,10 @@ def generate(settings: GenerateSettings, output: Path, observer: GenerateObserve
     with locked(output):
         _check_resumable(output, plan)
         if (output / MANIFEST).exists():
-            return verify_generated(output)
-        write_atomic(output / PLAN, to_json(plan))
-        shards = _list_shards(plan)
-        observer.planned(sum(shard.stop - shard.start for shard in shards))
-        made = _make_all(settings, collection, output, shards, observer)
-        manifest = GeneratedManifest(plan=plan, skipped=skipped, parts=tuple(_parts(plan, made)))
-        write_atomic(output / CARD, make_card(manifest).encode())
-        write_atomic(output / MANIFEST, to_json(manifest))
-        (output / PLAN).unlink()
-        (output / LOCK).unlink()
+            manifest = verify_generated(output)
+        else:
+            manifest = _fill(output, settings, collection, plan, skipped, observer)
+    (output / LOCK).unlink(missing_ok=True)
     return manifest
 
 
@@ -208,6 +203,26 @@ def estimate_size(settings: GenerateSettings, n_probes: int = 2) -> Size:
     seconds = time.perf_counter() - started
     share = n_images / len(probes)
     return Size(n_images, size * share, seconds * share / settings.workers)
+
+
+def _fill(
+    output: Path,
+    settings: GenerateSettings,
+    collection: Collection,
+    plan: Plan,
+    skipped: dict[str, str],
+    observer: GenerateObserver,
+) -> GeneratedManifest:
+    """Makes what is missing, and the manifest last."""
+    write_atomic(output / PLAN, to_json(plan))
+    shards = _list_shards(plan)
+    observer.planned(sum(shard.stop - shard.start for shard in shards))
+    made = _make_all(settings, collection, output, shards, observer)
+    manifest = GeneratedManifest(plan=plan, skipped=skipped, parts=tuple(_parts(plan, made)))
+    write_atomic(output / CARD, make_card(manifest).encode())
+    write_atomic(output / MANIFEST, to_json(manifest))
+    (output / PLAN).unlink()
+    return manifest
 
 
 def _load(settings: GenerateSettings) -> Collection:
@@ -431,7 +446,16 @@ def _start_process(*arguments: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _arguments = arguments
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: a pool's processes would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @cache

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +21,6 @@ from bench.data.registry import load_collection
 from bench.errors import IncompleteError, InputError, MissingError, RoveError, UsageError
 from bench.generate import GenerateSettings, estimate_size, generate, generate_again
 from bench.generated import verify_generated
-from bench.records import digest_of
 from bench.run import RunResult
 from bench.shifted import Change, caption_ids, find_partners
 from shifts.canvas import canonical_canvas
@@ -150,6 +147,13 @@ def test_a_run_is_fed_the_same_items(finished_run: RunResult, made: Path) -> Non
     assert parts["gallery_danger:1"] == records["gallery_danger:1"].distractors_sha256
 
 
+def is_running(pid: str) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
 def test_it_goes_on_after_a_kill(made: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     shifts = [argument for name in IDS for argument in ("--shift", name)]
@@ -165,11 +169,16 @@ def test_it_goes_on_after_a_kill(made: Path, tmp_path: Path) -> None:
         "-o",
         str(folder),
     ]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not list(folder.glob("data/*/*.parquet")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert len(children) >= 2
+    while any(is_running(child) for child in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [child for child in children if is_running(child)]
     assert not (folder / "manifest.json").exists()
     with pytest.raises(IncompleteError, match="unfinished"):
         verify_generated(folder)
@@ -185,20 +194,15 @@ def test_a_finished_folder_is_verified_and_left_alone(made: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*") if path.name != ".lock"} == before
 
 
-def test_it_comes_out_the_same_again(made: Path) -> None:
-    generate_again(verify_generated(made), "scenes/test", {}, Counted())
-
-
-def test_coming_out_different_names_the_part_and_the_version(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_coming_out_different_names_the_part_and_the_version(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(made, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["plan"]["versions"]["numpy"] = "1.0"
-    manifest["parts"][1]["content_sha256"] = "0" * 64
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"1 of 6 parts come out different, first gaussian_noise-1.*numpy 1\.0 then"):
+    manifest = generate(settings("gaussian_noise:1", "sketch:1", limit=4, workers=1), copy, Counted())
+    generate_again(manifest, "scenes/test", {}, Counted())
+    changed = json.loads((copy / "manifest.json").read_text())
+    changed["plan"]["versions"]["numpy"] = "1.0"
+    changed["parts"][1]["content_sha256"] = "0" * 64
+    (copy / "manifest.json").write_text(json.dumps(changed))
+    with pytest.raises(InputError, match=r"1 of 3 parts come out different, first gaussian_noise-1.*numpy 1\.0 then"):
         generate_again(verify_generated(copy), "scenes/test", {}, Counted())
 
 
@@ -291,8 +295,6 @@ def test_many_images_make_several_shards_of_the_same_content(tmp_path: Path) -> 
     assert tables["image_id"].to_pylist() == [image.id for image in load_collection(f"folder:{photos}").images]
     digests = bytes.fromhex("".join(tables["pixels_sha256"].to_pylist()))
     assert part.content_sha256 == hashlib.sha256(digests).hexdigest()
-    words = rows_of(tmp_path / "out", "clean_canvas")[0]["captions"]
-    assert digest_of(words) != part.content_sha256
 
 
 def test_the_estimate_is_of_the_right_order(made: Path) -> None:
