@@ -127,7 +127,7 @@ def test_dry_run_writes_nothing(toys: Path, suite_file: Path, tmp_path: Path) ->
     done = rove("run", toys / "colours", "--suite", suite_file, "--output", tmp_path / "run", "--dry-run", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    assert len(plan["cells"]) == 7
+    assert len(plan["cells"]) == 9
     assert plan["seconds"] > 0
     assert 0 < plan["detectable_pp"] < 100
     assert not (tmp_path / "run").exists()
@@ -141,13 +141,15 @@ def test_a_suite_is_found_by_every_name_that_is_shown() -> None:
 def test_failed_cells_exit_with_5(toys: Path, suite_file: Path, tmp_path: Path) -> None:
     done = rove("run", f"{toys / 'faulty.py'}:zero", "--suite", suite_file, "--output", tmp_path / "run")
     assert done.returncode == 5
-    assert "7 of 7 cells failed" in done.stderr
+    assert "9 of 9 cells failed" in done.stderr
 
 
 def test_score_and_compare(finished_run: RunResult) -> None:
     scored = rove("score", finished_run.folder, "--json")
     summary = json.loads(scored.stdout)
-    assert set(summary["shifts"]) == {"gaussian_noise", "typo_keyboard", "scenes-night/test"}
+    assert set(summary["shifts"]) == {
+        *("gaussian_noise", "typo_keyboard", "gallery_mix", "gallery_danger", "scenes-night/test")
+    }
     assert summary["overall"]["low"] <= summary["overall"]["value"] <= summary["overall"]["high"]
     compared = rove("compare", finished_run.folder, finished_run.folder, "--json")
     for row in json.loads(compared.stdout):

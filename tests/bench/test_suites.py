@@ -2,23 +2,71 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from bench.errors import InputError, RoveError
+from bench.records import CLEAN
 from bench.suites import list_suites, read_suite
+from shifts.catalogue import CATALOGUE, parse_shift
+
+NEED_A_FETCHED_MODEL = {"word_insert", "sentence_back_translation", "sentence_back_translation_pt"}
 
 
-@pytest.mark.parametrize("name", ["demo-core", "flickr8k-core"])
-def test_a_core_suite_is_small_and_has_both_clean_cells(name: str) -> None:
-    suite = list_suites()[name]
-    shifts = [cell.shift for cell in suite.cells]
-    assert {"clean", "clean_canvas"} <= set(shifts)
-    wanted = ("gaussian_noise", "defocus_blur", "jpeg_compression", "sketch", "typo_keyboard")
-    assert {f"{shift}:{severity}" for shift in wanted for severity in (1, 3, 5)} <= set(shifts)
-    assert sum(not shift.startswith(("clean", "typo")) for shift in shifts) <= 25
+@pytest.mark.parametrize("name", ["demo", "flickr8k", "flickr30k", "coco"])
+def test_a_core_suite_is_small_spread_and_runs_everywhere(name: str) -> None:
+    suite = list_suites()[f"{name}-core"]
+    shifts = [cell.shift for cell in suite.cells if not cell.is_clean and not cell.baseline]
+    modalities = Counter(parse_shift(shift)[0].modality for shift in shifts)
+    assert {cell.shift for cell in suite.cells if cell.is_clean} == {"clean", "clean_canvas"}
+    assert modalities["image"] <= 25
+    assert modalities["text"] <= 12
+    assert modalities["gallery_image"] + modalities["gallery_text"] <= 2
+    families = {parse_shift(shift)[0].family for shift in shifts}
+    assert families == {shift.family for shift in CATALOGUE}
+    assert not {shift.partition(":")[0] for shift in shifts} & NEED_A_FETCHED_MODEL
     assert suite.seeds == (0,)
+
+
+@pytest.mark.parametrize("name", ["demo", "flickr8k", "flickr30k", "coco"])
+def test_a_full_suite_holds_the_catalogue_under_three_seeds(name: str) -> None:
+    suite = list_suites()[f"{name}-full"]
+    main = next(cell.collection for cell in suite.cells if cell.shift == "clean")
+    found = {(cell.shift, cell.seed) for cell in suite.cells if cell.collection == main and cell.shift not in CLEAN}
+    expected = {
+        (shift.id(severity), seed)
+        for shift in CATALOGUE
+        for severity in shift.severities
+        for seed in (range(3) if shift.seeded else range(1))
+    }
+    assert found == expected
+    core = list_suites()[f"{name}-core"]
+    assert {(cell.shift, cell.seed) for cell in core.cells if cell.collection == main} <= found | {
+        (c, 0) for c in CLEAN
+    }
+
+
+def test_distractors_are_asked_for_in_the_direction_that_they_touch(suite_file: Path, tmp_path: Path) -> None:
+    directions = {cell.shift: cell.directions for cell in read_suite(suite_file).cells}
+    assert directions["gallery_mix:4"] == ("t2i",)
+    assert directions["gallery_danger:1"] == ("i2t",)
+    path = tmp_path / "wrong.toml"
+    path.write_text(
+        suite_file.read_text().replace('["gallery_danger"]', '["gallery_danger"]\ndirections = ["t2i", "i2t"]')
+    )
+    with pytest.raises(InputError, match="touch i2t alone"):
+        read_suite(path)
+
+
+def test_seeds_multiply_only_what_is_seeded(suite_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "seeds.toml"
+    path.write_text(suite_file.read_text().replace("seeds = [0]", "seeds = [0, 7]"))
+    ids = [cell.id for cell in read_suite(path).cells]
+    assert "scenes/test gaussian_noise:5 seed 7" in ids
+    assert len(ids) == len(read_suite(suite_file).cells) + 4
+    assert len({cell.slug for cell in read_suite(path).cells}) == len(ids)
 
 
 def test_rewording_keeps_the_id_and_changing_a_cell_does_not(suite_file: Path, tmp_path: Path) -> None:
