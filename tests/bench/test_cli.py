@@ -182,4 +182,5 @@ def test_generate_verify_preview(tmp_path: Path) -> None:
     image = tmp_path / "image.png"
     PIL.Image.new("RGB", (40, 40), "red").save(image)
     drawn = rove("preview", "gaussian_noise", image, "--output", tmp_path / "sheet.png")
-    assert PIL.Image.open(drawn.stdout.strip()).width > 6 * 176
+    with PIL.Image.open(drawn.stdout.strip()) as sheet:
+        assert sheet.width > 6 * 176
