@@ -122,7 +122,7 @@ def estimate_seconds(suite: Suite, speed: Speed, limit: int | None = None) -> fl
     sizes = _sizes(suite, limit)
     seconds = 0.0
     for cell in suite.cells:
-        text_cell = cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality == "text"
+        text_cell = cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality.endswith("text")
         per_image = 5 * speed.text_ms if text_cell else speed.image_ms
         seconds += sizes[cell.collection] * per_image / 1000
     return seconds + sum(sizes.values()) * 5 * speed.text_ms / 1000

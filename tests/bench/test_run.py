@@ -21,7 +21,7 @@ from bench.records import Record, read_json
 from bench.run import RunResult, RunSettings, run_suite
 from bench.shifted import caption_ids
 from bench.submission import Submission, find_submission
-from bench.suites import Suite
+from bench.suites import Suite, read_suite
 
 
 def records_but_timing(folder: Path) -> dict[str, object]:
@@ -63,6 +63,38 @@ def test_metrics_agree_with_a_naive_computation(finished_run: RunResult, colours
         ranks = 1 + ((scores >= best) & ~relevant).sum(axis=1)
         for k in (1, 5, 10):
             assert record.metrics[direction][f"hit@{k}"].value == pytest.approx((ranks <= k).mean(), abs=0.02)
+
+
+def test_distractors_stand_in_the_gallery_and_are_nobodys_positives(finished_run: RunResult) -> None:
+    results = read_results(finished_run.folder)
+    records = {r.cell.shift: r for r in results.records if r.cell.collection == "scenes/test"}
+    clean = records["clean_canvas"]
+    for shift, direction in (("gallery_mix:4", "t2i"), ("gallery_danger:1", "i2t")):
+        record = records[shift]
+        assert list(record.metrics) == [direction]
+        part, without = results.evidence(record)[direction], results.evidence(clean)[direction]
+        grown = part.ranks.pessimistic - without.ranks.pessimistic
+        assert (grown >= 0).all()
+        assert grown.max() > 0
+        assert grown.max() <= record.data.n_distractors
+        np.testing.assert_array_equal(part.items, without.items)
+        n_own = record.data.n_images if direction == "t2i" else record.data.n_captions
+        assert part.top.max() >= n_own
+    captions, danger = clean.data.n_captions, records["gallery_danger:1"].data
+    assert danger.n_distractors + danger.n_unchanged == captions
+    assert records["gallery_mix:4"].data.n_distractors == clean.data.n_images
+
+
+def test_a_cell_whose_shift_lacks_a_model_says_so_and_the_others_go_on(
+    colours: Submission, suite_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text(suite_file.read_text().replace('"typo_keyboard"', '"word_insert"'))
+    result = run_suite(colours, read_suite(path), RunSettings(output=tmp_path / "run", limit=4), Silent())
+    [failed] = result.failed
+    assert failed.cell.shift == "word_insert:3"
+    assert "hf download google-bert/bert-base-uncased" in failed.reason
+    assert len(result.records) == len(read_suite(path).cells)
 
 
 def test_the_same_command_reuses_everything(finished_run: RunResult, colours: Submission, suite: Suite) -> None:
