@@ -1,4 +1,7 @@
-"""Our distractor captions beside those RoCOCO published, figures and samples. Run it as a script: [n_images]."""
+"""Our distractor captions beside those RoCOCO published, figures and samples.
+
+python tests/benchmarks/compare_rococo.py FOLDER_OF_ROCOCO [N_IMAGES]
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from shifts.text import wordnet
 from shifts.text.parse import parse
 from shifts.text.word import article_of, main_sense
 
-FOLDER = Path("/work/shared/data/rococo")
 KINDS = ("same_concept", "diff_concept", "rand_voca", "danger")
 N_SAMPLES = 10
 
@@ -93,9 +95,9 @@ def report(name: str, before: Sequence[str], after: Sequence[str]) -> None:
 
 
 def main() -> None:
-    n_images = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    folder, n_images = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 200
     for kind in KINDS:
-        entries = json.loads((FOLDER / f"{kind}.json").read_text(encoding="utf-8"))[:: 5000 // n_images]
+        entries = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))[:: 5000 // n_images]
         rows = [(entry["caption"][i], entry["caption"][-5 + i]) for entry in entries for i in range(5)]
         captions = [caption.strip() for caption, _ in rows]
         theirs = [distractor.strip() for _, distractor in rows]
