@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
 
@@ -56,8 +57,13 @@ class _Lazy:
     module: str
     name: str
 
+    @cached_property
+    def function(self) -> Callable[[Any, int, np.random.Generator], Any]:
+        """The function itself; a look-up at every call would cost a typo a tenth of its time."""
+        return getattr(import_module(f"shifts.{self.module}"), self.name)
+
     def __call__(self, item: Any, severity: int, rng: np.random.Generator) -> Any:
-        return getattr(import_module(f"shifts.{self.module}"), self.name)(item, severity, rng)
+        return self.function(item, severity, rng)
 
 
 def _shift(
