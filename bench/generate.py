@@ -214,6 +214,8 @@ def _fill(
     observer: GenerateObserver,
 ) -> GeneratedManifest:
     """Makes what is missing, and the manifest last."""
+    for unfinished in output.rglob(".*.tmp"):
+        unfinished.unlink()  # a killed process was writing it
     write_atomic(output / PLAN, to_json(plan))
     shards = _list_shards(plan)
     observer.planned(sum(shard.stop - shard.start for shard in shards))
@@ -319,6 +321,7 @@ def _make_all(
     """Every shard, made by a pool of fresh processes."""
     sources = [image.sha256 for image in collection.images]
     schemas = {kind: _schema(kind) for kind in _KINDS.values()}
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         settings.workers,
         multiprocessing.get_context("spawn"),
@@ -340,6 +343,10 @@ def _make_all(
             "a worker process was killed, perhaps for memory; what was made is kept. Run the same command again, "
             "with fewer --workers."
         ) from None
+    except BaseException:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()  # shards are whole or not there; the longest would take a minute to wait for
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

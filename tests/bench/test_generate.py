@@ -182,8 +182,11 @@ def test_it_goes_on_after_a_kill(made: Path, tmp_path: Path) -> None:
     assert not (folder / "manifest.json").exists()
     with pytest.raises(IncompleteError, match="unfinished"):
         verify_generated(folder)
+    (folder / "data" / "gaussian_noise-5").mkdir(parents=True, exist_ok=True)
+    (folder / "data" / "gaussian_noise-5" / ".00000.parquet.x1y2.tmp").write_bytes(b"half a sh")
     generate(settings(*IDS), folder, Counted())
     assert file_digests(folder) == file_digests(made)
+    verify_generated(folder)
 
 
 def test_a_finished_folder_is_verified_and_left_alone(made: Path) -> None:
