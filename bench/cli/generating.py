@@ -83,7 +83,8 @@ def generate(
 def verify(
     folder: Annotated[Path, typer.Argument(help="A folder from `rove generate`.", exists=True, file_okay=False)],
     again: Annotated[
-        str | None, typer.Option("--again", help="Also make everything again from this data set, and compare.")
+        str | None,
+        typer.Option("--again", help="Make it all again from this data set, in temporary space, and compare."),
     ] = None,
     data_dir: DataDirs = None,
     as_json: Json = False,
