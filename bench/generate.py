@@ -143,9 +143,9 @@ def generate(settings: GenerateSettings, output: Path, observer: GenerateObserve
     collection = _load(settings)
     cells, skipped = _runnable(settings)
     plan = _plan(settings, collection, cells)
-    _check_free(output, plan)
+    _check_free(output)
     with locked(output):
-        _check_resumable(output, plan)
+        _check_same_inputs(output, plan)
         if (output / MANIFEST).exists():
             manifest = verify_generated(output)
         else:
@@ -267,25 +267,20 @@ def _plan(settings: GenerateSettings, collection: Collection, cells: Iterable[tu
     )
 
 
-def _check_free(output: Path, plan: Plan) -> None:
+def _check_free(output: Path) -> None:
     """Refuses a folder that holds something else, before anything is written to it."""
     if output.exists() and any(output.iterdir()) and not any((output / name).exists() for name in (PLAN, MANIFEST)):
         raise UsageError(f"{output} is not empty and no generated data set; choose another --output.")
+
+
+def _check_same_inputs(output: Path, plan: Plan) -> None:
+    """Refuses to go on with what was begun otherwise."""
     earlier = _earlier(output)
-    if earlier is None:
-        return
-    changed = describe_differences(earlier, plan)
+    changed = describe_differences(earlier, plan) if earlier else ""
     if changed:
         raise UsageError(
             f"{output} was begun from other inputs ({changed}). Choose another --output, or remove the folder."
         )
-
-
-def _check_resumable(output: Path, plan: Plan) -> None:
-    """As `_check_free`, now that no other process can write to it."""
-    earlier = _earlier(output)
-    if earlier is not None and earlier != plan:
-        raise UsageError(f"{output} was begun from other inputs meanwhile. Choose another --output.")
 
 
 def _earlier(output: Path) -> Plan | None:
@@ -422,6 +417,7 @@ class _Worker:
             raise InputError(f"{self.collection.name} changed while it was read. Run the same command again.")
         self._sources = {image.id: digest for image, digest in zip(self.collection.images, sources, strict=True)}
         self.ids = caption_ids(self.collection)
+        self.captions_of = _captions_by_image(self.collection)
         self._images = {image.id: image for image in self.collection.images}
         self._canvas = lru_cache(maxsize=2 * SHARD_IMAGES)(self._checked_canvas)
 
@@ -506,10 +502,9 @@ def _image_rows(worker: _Worker, shard: _Shard) -> list[dict[str, Any]]:
     if change is not None:
         prepare = prepare_shifted(change, worker.collection, worker.clean)
     rows = []
-    captions = _captions_by_image(worker)
     for index in range(shard.start, shard.stop):
         image = worker.collection.images[index]
-        own = captions[index]
+        own = worker.captions_of[index]
         rows.append(
             {
                 **_pixels(image.id, prepare(image)),
@@ -542,7 +537,7 @@ def _caption_rows(worker: _Worker, shard: _Shard) -> list[dict[str, Any]]:
     change = worker.change(shard.shift_id)
     edits = _edits(worker, change)
     rows = []
-    for image, own in zip(worker.collection.images, _captions_by_image(worker), strict=True):
+    for image, own in zip(worker.collection.images, worker.captions_of, strict=True):
         rows.append(
             {
                 "image_id": image.id,
@@ -590,9 +585,9 @@ def _edits(worker: _Worker, change: Change) -> list[dict[str, Any]]:
     ]
 
 
-def _captions_by_image(worker: _Worker) -> list[list[int]]:
-    own: list[list[int]] = [[] for _ in worker.collection.images]
-    for image, caption in np.unique(worker.collection.positives, axis=0).tolist():
+def _captions_by_image(collection: Collection) -> list[list[int]]:
+    own: list[list[int]] = [[] for _ in collection.images]
+    for image, caption in np.unique(collection.positives, axis=0).tolist():
         own[image].append(caption)
     return own
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from bench.records import Cell, Record
 
+DataDirs = Annotated[
+    list[str] | None,
+    typer.Option("--data-dir", help="NAME=FORMAT:PATH[/SPLIT], a local copy of a data set; repeatable."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table on stderr.")]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli.console import (
+    DataDirs,
     Json,
     keep_offline,
     parse_pairs,
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
 
 Seed = Annotated[int, typer.Option(min=0, help="Other seeds give other draws of the same shift.")]
 DatasetArg = Annotated[str, typer.Argument(help="NAME[/SPLIT] or FORMAT:PATH[/SPLIT].", metavar="DATASET")]
-DataDirs = Annotated[
-    list[str] | None, typer.Option("--data-dir", help="A local copy: NAME=FORMAT:PATH.", metavar="NAME=FORMAT:PATH")
-]
 
 
 def generate(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.cli.console import (
+    DataDirs,
     Json,
     keep_offline,
     parse_pairs,
@@ -31,10 +32,6 @@ if TYPE_CHECKING:
 
 SubmissionArg = Annotated[str, typer.Argument(help="A name, a folder, or path.py:load.", metavar="SUBMISSION")]
 ModelArgs = Annotated[list[str] | None, typer.Option("--model-arg", help="KEY=VALUE for the submission; repeatable.")]
-DataDirs = Annotated[
-    list[str] | None,
-    typer.Option("--data-dir", help="NAME=FORMAT:PATH[/SPLIT], a local copy of a data set; repeatable."),
-]
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Items a batch.")]

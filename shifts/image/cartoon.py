@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from numba import njit
 
+from shifts.canvas import MAX_SHORTER_SIDE_PX
 from shifts.image.flow import DIRECTIONS, contour_directions, mean_along
 from shifts.image.kuwahara import kuwahara
 
-_CANVAS_PX = 384
 _ROUNDS = 6
 _VIVID_PERCENT = 130
 _INK = 24
@@ -56,7 +56,7 @@ def cartoon(
     Abstraction" (SIGGRAPH 2006); lines along the flow after Kang, Lee and Chui, "Coherent Line Drawing" (NPAR 2007).
     """
     pen = _PENS[severity - 1]
-    unit = min(pixels.shape[:2]) / _CANVAS_PX
+    unit = min(pixels.shape[:2]) / MAX_SHORTER_SIDE_PX
     flat_px = max(1, round(pen.flat_px * unit))
     fine = kuwahara(np.ascontiguousarray(pixels), max(1, flat_px // 2))
     lines = _outlines(cv2.cvtColor(fine, cv2.COLOR_RGB2GRAY), pen, unit)

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from numba import njit
 
+from shifts.canvas import MAX_SHORTER_SIDE_PX
 from shifts.image.flow import DIRECTIONS, SHIFT, UNIT, contour_directions
 from shifts.image.paper import paper_grain
 
-_CANVAS_PX = 384
 _FLOW_WIDTHS = 1.5
 _DOME = 96
 
@@ -51,7 +51,7 @@ def painting(
     (SIGGRAPH 1997); grooves after Hertzmann, "Fast Paint Texture" (NPAR 2002).
     """
     brush = _BRUSHES[severity - 1]
-    unit = min(pixels.shape[:2]) / _CANVAS_PX
+    unit = min(pixels.shape[:2]) / MAX_SHORTER_SIDE_PX
     pixels = np.ascontiguousarray(pixels)
     directions = _stroke_directions(pixels, brush.width_px * unit)
     height, width = pixels.shape[:2]

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64, UInt8
 from numba import njit
 
+from shifts.canvas import MAX_SHORTER_SIDE_PX
 from shifts.image.paper import paper_grain
 
-_CANVAS_PX = 384
 _N_DIRECTIONS = 8
 _HATCH_PX = 9
 _HATCH_CONTRAST = 0.22
@@ -59,7 +59,7 @@ def sketch(
     (NPAR 2012), section 3.1; the hatching is ours.
     """
     pencil = _PENCILS[severity - 1]
-    unit = min(pixels.shape[:2]) / _CANVAS_PX
+    unit = min(pixels.shape[:2]) / MAX_SHORTER_SIDE_PX
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     grey = cv2.medianBlur(grey, 2 * round(pencil.smooth_px * unit) + 1)
     strokes = _strokes(grey, max(2, round(pencil.stroke_px * unit)))

@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 from numba import njit
 from PIL import Image
 
-_CANVAS_PX = 384
+from shifts.canvas import MAX_SHORTER_SIDE_PX
 
 _IRON = (
     (0.00, (0, 0, 10)),
@@ -103,7 +103,7 @@ def night(
     dusk = _NIGHTS[severity - 1]
     luma = _luma(pixels)
     scene = _moonlit(pixels, luma, dusk)
-    scene += _lamps(luma, min(luma.shape) / _CANVAS_PX)
+    scene += _lamps(luma, min(luma.shape) / MAX_SHORTER_SIDE_PX)
     noise = rng.standard_normal(pixels.shape, dtype=np.float32)
     noise *= np.sqrt(dusk.read_noise**2 + dusk.shot_noise * scene)
     scene += noise
@@ -137,7 +137,7 @@ def low_resolution(
     leaves squares with hard borders, which are new detail; here detail is only missing.
     """
     height, width = pixels.shape[:2]
-    part = _SHORTER_SIDES_PX[severity - 1] / _CANVAS_PX
+    part = _SHORTER_SIDES_PX[severity - 1] / MAX_SHORTER_SIDE_PX
     small = (max(1, round(width * part)), max(1, round(height * part)))
     reduced = Image.fromarray(pixels).resize(small, Image.Resampling.BOX)
     return np.array(reduced.resize((width, height), Image.Resampling.BICUBIC))

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import UInt8
 from numba import njit
 
+from shifts.canvas import MAX_SHORTER_SIDE_PX
 from shifts.image.kuwahara import kuwahara
 from shifts.image.paper import paper_grain, stains
 
-_CANVAS_PX = 384
 _PAPER = np.array([250, 248, 241], np.int64)
 _FULL = 1 << 8
 _CLOUD_PX = 60
@@ -59,7 +59,7 @@ def watercolour(
     """
     wash = _WASHES[severity - 1]
     height, width = pixels.shape[:2]
-    unit = min(height, width) / _CANVAS_PX
+    unit = min(height, width) / MAX_SHORTER_SIDE_PX
     flat = kuwahara(_swayed(pixels, wash.sway_px * unit, _HAND_PX * unit), max(1, round(wash.flat_px * unit)))
     clouds = stains(height, width, _CLOUD_PX * unit, sheet=1)
     blots = stains(height, width, _BLOT_PX * unit, sheet=2)
