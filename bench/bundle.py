@@ -7,21 +7,24 @@ folder has the same form but for `bundle.json`; both are read here.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from bench.errors import IncompleteError, InputError
-from bench.evidence import Evidence, read_evidence
-from bench.records import Data, Record, RunManifest, Sha256, read_json, to_json
-from bench.scoring import find_flags, score_evidence
+from bench.evidence import Evidence, Variant, in_variant, read_evidence
+from bench.records import AttackReport, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
+from bench.scoring import find_flags, score_attack, score_evidence
 from bench.store import new_folder, sha256_of, write_atomic
 from bench.types import Direction
 
 INDEX = "bundle.json"
 TOLERANCE = 1e-6
+Scores = Mapping[str, Estimate]
 
 
 class BundleIndex(BaseModel):
@@ -41,8 +44,11 @@ class Results:
     manifest: RunManifest
     records: tuple[Record, ...]
 
-    def evidence(self, record: Record) -> dict[Direction, Evidence]:
+    def evidence(self, record: Record, variant: Variant = "") -> dict[Direction, Evidence]:
         """The evidence of one of the records.
+
+        Args:
+            variant: of an attacked cell: its items as they were, or before rounding (which may be missing: {}).
 
         Raises:
             InputError: it is missing, damaged, or not that of the record.
@@ -51,9 +57,14 @@ class Results:
         if not path.is_file() or sha256_of(path) != record.evidence_sha256:
             raise InputError(f"{path} is missing or has another sha256 than its record states.")
         evidence = read_evidence(path)
-        if tuple(evidence) != record.cell.directions:
-            raise InputError(f"{path} holds {', '.join(evidence)}; expected {', '.join(record.cell.directions)}.")
-        return evidence
+        directions = record.cell.directions
+        variants: list[Variant] = ["", "clean"] if record.cell.is_attack else [""]
+        if record.attack is not None and record.attack.unrounded:
+            variants.append("unrounded")
+        expected = [in_variant(one, direction) for one in variants for direction in directions]
+        if list(evidence) != expected:
+            raise InputError(f"{path} holds {', '.join(evidence)}; expected {', '.join(expected)}.")
+        return {name: evidence[in_variant(variant, name)] for name in directions} if variant in variants else {}
 
 
 def read_results(folder: Path) -> Results:
@@ -83,8 +94,10 @@ def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
     """
     results = read_results(run)
     check_complete(results)
+    scored = {record.cell.slug for record in results.records if record.status == "ok"}
     slugs = sorted(cell.slug for cell in results.manifest.cells)
-    names = ["run.json", *(f"cells/{slug}{end}" for slug in slugs for end in (".json", ".parquet"))]
+    ends = {slug: (".json", ".parquet") if slug in scored else (".json",) for slug in slugs}
+    names = ["run.json", *(f"cells/{slug}{end}" for slug in slugs for end in ends[slug])]
     with new_folder(output, INDEX, overwrite) as unfinished:
         for name in names:
             write_atomic(unfinished / name, (run / name).read_bytes())
@@ -94,13 +107,13 @@ def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
 
 
 def check_complete(results: Results) -> None:
-    """Nothing, if every cell of the suite has an ok record, and there is no other.
+    """Nothing, if every cell of the suite was scored or cannot apply to the submission, and there is no other.
 
     Raises:
         IncompleteError: a cell is missing or failed.
         InputError: a record belongs to no cell of the suite.
     """
-    done = {record.cell for record in results.records if record.status == "ok"}
+    done = {record.cell for record in results.records if record.status in ("ok", "skipped")}
     missing = [cell for cell in results.manifest.cells if cell not in done]
     if missing:
         count = f"{len(missing)} of {len(results.manifest.cells)} cells"
@@ -121,7 +134,8 @@ def validate_bundle(folder: Path) -> Results:
     results = read_results(folder)
     check_complete(results)
     for record in results.records:
-        verify_record(results, record)
+        if record.status != "skipped":
+            verify_record(results, record)
     return results
 
 
@@ -134,24 +148,45 @@ def verify_record(results: Results, record: Record) -> None:
     where = f"{results.folder}: {record.cell.id}"
     if record.status != "ok" or record.data is None:
         raise InputError(f"{where} has the status '{record.status}'; expected ok, with data.")
-    whole = results.manifest.collections.get(record.cell.collection, 0)
+    whole = record.cell.n_images or results.manifest.collections.get(record.cell.collection, 0)
     if results.manifest.rankable and record.data.n_images != whole:
         raise InputError(f"{where} was scored on {record.data.n_images} images; its suite has {whole}.")
     evidence = results.evidence(record)
     _check_range(where, evidence, record.data)
-    computed = score_evidence(evidence, record.data.n_images)
-    if {name: set(part) for name, part in computed.items()} != {name: set(p) for name, p in record.metrics.items()}:
+    n_images = record.data.n_images
+    _check_metrics(where, score_evidence(evidence, n_images), record.metrics)
+    if find_flags(evidence) != record.flags:
+        raise InputError(f"{where} states the flags {record.flags}; its evidence gives {find_flags(evidence)}.")
+    if record.cell.is_attack != (record.attack is not None):
+        raise InputError(f"{where} is{'' if record.cell.is_attack else ' no'} attack; its record says otherwise.")
+    if record.attack is not None:
+        _verify_attack(results, record, record.attack, n_images)
+
+
+def _verify_attack(results: Results, record: Record, report: AttackReport, n_images: int) -> None:
+    """Recomputes what an attacked cell states beside its metrics."""
+    where = f"{results.folder}: {record.cell.id}"
+    attacked, clean = results.evidence(record), results.evidence(record, "clean")
+    pairs = [(part.queries, clean[name].queries) for name, part in attacked.items()]
+    if any(not np.array_equal(ours, theirs) for ours, theirs in pairs):
+        raise InputError(f"{where} asks other queries with the attack than without it.")
+    _check_metrics(where, score_evidence(clean, n_images), report.clean)
+    _check_metrics(where, score_attack(attacked, clean, n_images), report.asr)
+    unrounded = results.evidence(record, "unrounded")
+    _check_metrics(where, score_evidence(unrounded, n_images) if unrounded else {}, report.unrounded)
+
+
+def _check_metrics(where: str, computed: Mapping[Any, Scores], stated: Mapping[Any, Scores]) -> None:
+    if {name: set(part) for name, part in computed.items()} != {name: set(part) for name, part in stated.items()}:
         raise InputError(f"{where} states other metrics than its evidence gives.")
     for direction, metrics in computed.items():
         for name, expected in metrics.items():
-            stated = record.metrics[direction][name]
-            pairs = zip(expected.model_dump().values(), stated.model_dump().values(), strict=True)
+            found = stated[direction][name]
+            pairs = zip(expected.model_dump().values(), found.model_dump().values(), strict=True)
             if not all(math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) for a, b in pairs):
                 raise InputError(
-                    f"{where} states {direction} {name} {stated.value}; its evidence gives {expected.value}."
+                    f"{where} states {direction} {name} {found.value}; its evidence gives {expected.value}."
                 )
-    if find_flags(evidence) != record.flags:
-        raise InputError(f"{where} states the flags {record.flags}; its evidence gives {find_flags(evidence)}.")
 
 
 def _check_files(folder: Path, index: BundleIndex) -> None:

@@ -23,8 +23,10 @@ from shifts.catalogue import parse_shift
 
 N_IMAGES = 16
 MIN_COSINE = 0.999
+MAX_CHANGE = 1e-4
 BYTES_PER_QUERY = 120
 _HARD_TEXTS = ("", " ", "a", "naïve 文字 עברית 👩‍🚀 e\u0301", "nul\x00nul", "a dog runs " * 1000)
+Looks = dict[str, Callable[[], str]]
 _HARD_SIZES = ((1, 1), (32, 517), (517, 32), (640, 480))
 
 
@@ -75,7 +77,7 @@ class Plan:
 
 
 def check_submission(submission: Submission, settings: WorkerSettings, batch_size: int) -> Report:
-    """Loads the submission in a worker of its own and looks at shapes, odd inputs, order, batches and speed."""
+    """Loads the submission in a worker of its own and looks at shapes, odd inputs, order, gradient and speed."""
     report = Report()
     with _step(report, "load"), Worker(submission, settings) as worker:
         count = worker.loaded.parameters
@@ -84,12 +86,23 @@ def check_submission(submission: Submission, settings: WorkerSettings, batch_siz
         _check_tower(report, "images", worker.encode_images, images, _odd_images())
         if report.passed:
             _check_tower(report, "texts", worker.encode_texts, texts, list(_HARD_TEXTS))
+        if worker.loaded.differentiable:
+            check_gradient(worker, settings.dtype, report)
         if report.passed:
             speed = measure_speed(worker, batch_size)
             detail = f"{speed.image_ms:.1f} ms an image, {speed.text_ms:.2f} ms a caption in batches of {batch_size}"
             report.steps.append(Step("speed", True, detail))
             report.suite_seconds = {s.label: estimate_seconds(s, speed) for s in list_suites().values()}
     return report
+
+
+def check_gradient(worker: Worker, dtype: str, report: Report) -> None:
+    """Adds to `report` what the pixels of a differentiable submission and their gradient look like."""
+    images, _ = _samples()
+    looks: Looks = {"pixels": lambda: _own_size(worker, images)}
+    if dtype == "float32":
+        looks["gradient"] = lambda: _gradient(worker, images)
+    _look(report, looks)
 
 
 def plan_run(submission: Submission, suite: Suite, settings: RunSettings) -> Plan:
@@ -131,15 +144,63 @@ def estimate_seconds(suite: Suite, speed: Speed, limit: int | None = None) -> fl
 def _check_tower(
     report: Report, name: str, encode: Callable[[list[Any]], np.ndarray], items: list[Any], odd: list[Any]
 ) -> None:
-    looks: dict[str, Callable[[], str]] = {
+    looks: Looks = {
         name: lambda: f"{checked_vectors(encode(items), f'encode_{name}').shape[1]} dimensions",
         f"odd {name}": lambda: f"{len(checked_vectors(encode(odd), f'encode_{name}'))} of them",
         f"order of {name}": lambda: f"lowest cosine {_invariance(encode, items):.6f}",
     }
+    _look(report, looks)
+
+
+def _look(report: Report, looks: Looks) -> None:
+    """Takes one step after the other, up to the first that fails."""
     for title, look in looks.items():
         if report.passed:
             with _step(report, title):
                 report.steps.append(Step(title, True, look()))
+
+
+def _own_size(worker: Worker, images: list[np.ndarray]) -> str:
+    """The size of the pixels that a differentiable submission looks at.
+
+    Raises:
+        ProtocolError: it depends on the image, or an image that has it already is changed.
+    """
+    pixels = worker.pixels(images)
+    odd = worker.pixels(_odd_images())
+    if odd.shape[1:] != pixels.shape[1:]:
+        raise ProtocolError(f"pixels are {pixels.shape[1:]}, of odd images {odd.shape[1:]}; expected one shape.")
+    levels = np.rint(pixels * 255).astype(np.uint8)
+    change = np.abs(worker.pixels(list(levels.transpose(0, 2, 3, 1))) - levels / np.float32(255)).max()
+    if not change <= MAX_CHANGE:
+        raise ProtocolError(
+            f"pixels changes an image that already has the model's own size by {change:.4f} of the range; expected it "
+            "to stay as it is, since attacked images are stored at that size. See submissions/README.md."
+        )
+    return f"{pixels.shape[3]} x {pixels.shape[2]}"
+
+
+def _gradient(worker: Worker, images: list[np.ndarray]) -> str:
+    """What the gradient of a sum of the embeddings, weighted at random, looks like.
+
+    Raises:
+        ProtocolError: it is not finite or zero for an image, or it is the gradient of other embeddings.
+    """
+    vectors = checked_vectors(worker.embed_pixels(worker.pixels(images), grad=True), "embed_pixels")
+    lowest = _cosines(vectors, worker.encode_images(images)).min()
+    if not lowest >= MIN_COSINE:
+        raise ProtocolError(
+            f"embed_pixels(pixels(images)) is not encode_images(images) (cosine {lowest:.4f}); expected at least "
+            f"{MIN_COSINE}."
+        )
+    rng = np.random.Generator(np.random.Philox(0))
+    largest = np.abs(worker.pull_back(rng.standard_normal(vectors.shape, np.float32))).max(axis=(1, 2, 3))
+    bad = np.flatnonzero(~(np.isfinite(largest) & (largest > 0)))
+    if bad.size:
+        kind = "zero" if largest[bad[0]] == 0 else "not finite"
+        cause = " The output does not depend on the pixels: is it detached?" if worker.detached_gradients else ""
+        raise ProtocolError(f"the gradient of embed_pixels is {kind} ({bad.size} of {len(images)} images).{cause}")
+    return f"lowest cosine {lowest:.6f}, largest slopes {largest.min():.2g} to {largest.max():.2g}"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,9 @@ from jaxtyping import Int
 
 from bench.errors import InputError
 from bench.metrics import Ranks
-from bench.types import Direction
 
 MAX_BYTES = 512 << 20
+Variant = Literal["", "clean", "unrounded"]
 _PER_POSITIVE = ("items", "pessimistic", "optimistic")
 _SCHEMA = pa.schema(
     [("direction", pa.string()), ("query", pa.int32()), ("image", pa.int32())]
@@ -47,16 +48,26 @@ class Evidence:
     top: Int[np.ndarray, "n_queries 10"]
 
 
-def pack_evidence(evidence: Mapping[Direction, Evidence]) -> bytes:
-    """The Parquet file of a cell; the same evidence gives the same bytes."""
+def in_variant(variant: Variant, direction: str) -> str:
+    """What the evidence of `direction` is called in a cell's file: `t2i`, `clean t2i`, `unrounded t2i`."""
+    return f"{variant} {direction}".strip()
+
+
+def pack_evidence(evidence: Mapping[str, Evidence]) -> bytes:
+    """The Parquet file of a cell; the same evidence gives the same bytes.
+
+    Args:
+        evidence: by direction; an attacked cell has the same queries besides without the attack, and before rounding
+            (see `in_variant`).
+    """
     table = pa.concat_tables([_to_table(direction, part) for direction, part in evidence.items()])
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def read_evidence(path: Path) -> dict[Direction, Evidence]:
-    """A cell's evidence by direction.
+def read_evidence(path: Path) -> dict[str, Evidence]:
+    """A cell's evidence, by the names that `pack_evidence` was given.
 
     Raises:
         InputError: the file is missing, too large, not such a file, or its ranks are impossible; names the file.
@@ -81,7 +92,7 @@ def read_evidence(path: Path) -> dict[Direction, Evidence]:
         raise InputError(f"{path} is no evidence: {error}") from None
 
 
-def _to_table(direction: Direction, part: Evidence) -> pa.Table:
+def _to_table(direction: str, part: Evidence) -> pa.Table:
     offsets = pa.array(part.ranks.offsets, pa.int32())
     tops = pa.array(np.arange(0, part.top.size + 1, part.top.shape[1]), pa.int32())
     columns = [

@@ -45,7 +45,6 @@ from bench.generated import (
     verify_generated,
 )
 from bench.records import digest_of, read_json, to_json
-from bench.run import processor_name, source_digest
 from bench.shifted import (
     Change,
     Prepare,
@@ -53,7 +52,9 @@ from bench.shifted import (
     find_partners,
     prepare_clean,
     prepare_shifted,
+    processor_name,
     reword,
+    source_digest,
     version_of,
     versions,
 )
@@ -143,9 +144,9 @@ def generate(settings: GenerateSettings, output: Path, observer: GenerateObserve
     collection = _load(settings)
     cells, skipped = _runnable(settings)
     plan = _plan(settings, collection, cells)
-    _check_free(output)
+    check_free(output)
     with locked(output):
-        _check_same_inputs(output, plan)
+        check_same_inputs(output, plan)
         if (output / MANIFEST).exists():
             manifest = verify_generated(output)
         else:
@@ -162,6 +163,10 @@ def generate_again(
     Raises:
         InputError: something comes out different; the message names it, and the versions that differ.
     """
+    if manifest.plan.victim:
+        raise UsageError(
+            "attacked copies cannot be made again from a data set alone: run `rove generate --attack` again."
+        )
     cells = tuple(parse_shift(shift_id) for shift_id in manifest.plan.shifts if shift_id != CANVAS)
     settings = GenerateSettings(dataset, cells, data_dirs=data_dirs, seed=manifest.plan.seed)
     if len(_load(settings).images) > manifest.plan.n_images:
@@ -199,7 +204,7 @@ def estimate_size(settings: GenerateSettings, n_probes: int = 2) -> Size:
     for prepare in preparations:
         prepare(probes[0])  # compiles what is not compiled yet
     started = time.perf_counter()
-    size = sum(len(_pixels(image.id, prepare(image))["image"]["bytes"]) for prepare in preparations for image in probes)
+    size = sum(len(to_png(image.id, prepare(image))["image"]["bytes"]) for prepare in preparations for image in probes)
     seconds = time.perf_counter() - started
     share = n_images / len(probes)
     return Size(n_images, size * share, seconds * share / settings.workers)
@@ -267,13 +272,13 @@ def _plan(settings: GenerateSettings, collection: Collection, cells: Iterable[tu
     )
 
 
-def _check_free(output: Path) -> None:
+def check_free(output: Path) -> None:
     """Refuses a folder that holds something else, before anything is written to it."""
     if output.exists() and any(output.iterdir()) and not any((output / name).exists() for name in (PLAN, MANIFEST)):
         raise UsageError(f"{output} is not empty and no generated data set; choose another --output.")
 
 
-def _check_same_inputs(output: Path, plan: Plan) -> None:
+def check_same_inputs(output: Path, plan: Plan) -> None:
     """Refuses to go on with what was begun otherwise."""
     earlier = _earlier(output)
     changed = describe_differences(earlier, plan) if earlier else ""
@@ -417,7 +422,7 @@ class _Worker:
             raise InputError(f"{self.collection.name} changed while it was read. Run the same command again.")
         self._sources = {image.id: digest for image, digest in zip(self.collection.images, sources, strict=True)}
         self.ids = caption_ids(self.collection)
-        self.captions_of = _captions_by_image(self.collection)
+        self.captions_of = captions_by_image(self.collection)
         self._images = {image.id: image for image in self.collection.images}
         self._canvas = lru_cache(maxsize=2 * SHARD_IMAGES)(self._checked_canvas)
 
@@ -507,7 +512,7 @@ def _image_rows(worker: _Worker, shard: _Shard) -> list[dict[str, Any]]:
         own = worker.captions_of[index]
         rows.append(
             {
-                **_pixels(image.id, prepare(image)),
+                **to_png(image.id, prepare(image)),
                 "image_id": image.id,
                 "captions": [worker.collection.captions[i] for i in own],
                 "caption_ids": [worker.ids[i] for i in own],
@@ -523,7 +528,7 @@ def _distractor_image_rows(worker: _Worker, shard: _Shard) -> list[dict[str, Any
     partner_of = find_partners(change, worker.collection)
     return [
         {
-            **_pixels(f"{image.id}~{change.shift.name}", prepare(image)),
+            **to_png(f"{image.id}~{change.shift.name}", prepare(image)),
             "distractor_id": f"{image.id}~{change.shift.name}",
             "source_image_id": image.id,
             "partner_image_id": partner_of(image).id,
@@ -585,14 +590,15 @@ def _edits(worker: _Worker, change: Change) -> list[dict[str, Any]]:
     ]
 
 
-def _captions_by_image(collection: Collection) -> list[list[int]]:
+def captions_by_image(collection: Collection) -> list[list[int]]:
+    """The indices of each image's captions."""
     own: list[list[int]] = [[] for _ in collection.images]
     for image, caption in np.unique(collection.positives, axis=0).tolist():
         own[image].append(caption)
     return own
 
 
-def _pixels(name: str, pixels: np.ndarray) -> dict[str, Any]:
+def to_png(name: str, pixels: np.ndarray) -> dict[str, Any]:
     """The pixels as a PNG, by the settings that are fastest of those that still make photos smaller."""
     pixels = np.ascontiguousarray(pixels)
     done, data = cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _PNG)

@@ -21,6 +21,10 @@ MANIFEST = "manifest.json"
 PLAN = "plan.json"
 CARD = "README.md"
 LOCK = ".lock"
+_ABOUT_SHIFTED = """Images are PNG on the canonical canvas (shorter side at most 384 px); `clean_canvas` has them
+unshifted. Rows of captions go with its rows by `image_id`."""
+_ABOUT_ATTACKED = """Made against the submission `{}`. Images are PNG at the size that it looks at; `crops` has them
+without an attack. Rows go together by `image_id`; attacked captions stand beside `original_captions`."""
 
 
 class _Strict(BaseModel):
@@ -53,6 +57,9 @@ class Plan(_Strict):
     n_captions: Annotated[int, Field(ge=1)]
     seed: Annotated[int, Field(ge=0)]
     shifts: tuple[Line, ...]
+    victim: Line = Field(default="", description="of attacked copies: the submission that they were made against")
+    victim_fingerprint: Line = ""
+    role: Line = Field(default="", description="of attacked copies: what the items are in the retrieval")
     versions: dict[Line, Line] = Field(description="of Rove and of the packages that decide the bytes")
     processor: Line
 
@@ -114,12 +121,12 @@ def make_card(manifest: GeneratedManifest) -> str:
     skipped = [f"- {name}: {reason}" for name, reason in manifest.skipped.items()]
     lines = [
         *("---", "configs:", *configs, "---", ""),
-        *(f"# {plan.collection}, shifted", ""),
+        *(f"# {plan.collection}, {'attacked' if plan.victim else 'shifted'}", ""),
         f"Made by Rove {plan.versions.get('rove-bench', '')} from {plan.n_images} images, {plan.n_captions} captions,",
         f"seed {plan.seed}. Photos and captions are under the licence of their source.",
         "",
-        "Images are PNG on the canonical canvas (shorter side at most 384 px); `clean_canvas` has them unshifted. Rows",
-        f"of captions go with its rows by `image_id`. `rove verify` proves a copy against `{MANIFEST}`.",
+        *(_ABOUT_ATTACKED.format(plan.victim) if plan.victim else _ABOUT_SHIFTED).splitlines(),
+        f"`rove verify` proves a copy against `{MANIFEST}`.",
         *("", "| configuration | rows are | rows | captions left as they are |", "| --- | --- | --- | --- |", *rows),
         *(["", "Not made:", "", *skipped] if skipped else []),
     ]

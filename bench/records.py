@@ -27,14 +27,15 @@ from pydantic import (
 )
 
 from bench.errors import InputError, describe_validation
-from bench.types import Direction
+from bench.types import Direction, Stage, ThreatModel
 
 MAX_JSON_BYTES = 4 << 20
 CLEAN = ("clean", "clean_canvas")
+DONE = ("ok", "skipped")
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Line = Annotated[str, StringConstraints(max_length=500)]
-Status = Literal["ok", "error", "timeout", "crash", "protocol", "oom"]
+Status = Literal["ok", "skipped", "error", "timeout", "crash", "protocol", "oom"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Text = Annotated[str, StringConstraints(max_length=2000)]
 HttpsUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["https"], max_length=500)]
@@ -74,17 +75,26 @@ class Cell(_Strict):
     """One (collection, shift or attack, threat model, direction set) of a suite."""
 
     collection: Line
-    shift: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(:[1-5])?$")]
+    shift: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(:[1-9][0-9]?)?$")]
     baseline: Line = Field(default="", description="the collection whose clean canvas it is measured against")
-    threat_model: Line = ""
+    threat_model: ThreatModel | Literal[""] = Field(default="", description="of an attack: which items it may change")
+    stage: Stage | Literal[""] = Field(
+        default="", description="of a two-stage submission, what the attacker aims at; empty for all that it has"
+    )
+    victim: Line = Field(default="", description="whose attacked items are scored; empty for the submission's own")
+    n_images: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="of an attack: only the first images of the collection, with their captions"
+    )
     seed: Annotated[int, Field(ge=0)] = 0
     directions: tuple[Direction, ...]
 
     @property
     def id(self) -> str:
-        """`flickr8k/test gaussian_noise:3`, with the threat model and a seed other than 0 behind it."""
+        """`flickr8k/test pgd:2 query`: collection and shift, behind them what is not the usual."""
+        source = f"from {self.victim}" if self.victim else ""
         seed = f"seed {self.seed}" if self.seed else ""
-        return " ".join(part for part in (self.collection, self.shift, self.threat_model, seed) if part)
+        parts = (self.collection, self.shift, self.threat_model, self.stage, source, seed)
+        return " ".join(part for part in parts if part)
 
     @property
     def slug(self) -> str:
@@ -95,6 +105,11 @@ class Cell(_Strict):
     def change(self) -> str:
         """What is changed, without a severity: a shift's name, or the collection that stands in for another."""
         return self.collection if self.baseline else self.shift.partition(":")[0]
+
+    @property
+    def is_attack(self) -> bool:
+        """Whether its items are made against a victim."""
+        return bool(self.threat_model)
 
     @property
     def is_clean(self) -> bool:
@@ -136,6 +151,51 @@ class Timing(_Strict):
     wall_s: Finite = 0.0
 
 
+class Check(_Strict):
+    """One sanity check of an attack: did it do what an attack must do, if its failure is to mean robustness?"""
+
+    name: Line
+    passed: bool
+    detail: Text = ""
+
+
+class CurvePoint(_Strict):
+    """How an attack does at another budget, on the examined images."""
+
+    budget: Annotated[int, Field(ge=0)]
+    hit_1: Finite = Field(description="attacked R@1, a fraction")
+    asr_hits: Finite | None = Field(description="share of the clean hits that are lost; None without a clean hit")
+
+
+class AttackReport(_Strict):
+    """What an attacked cell tells beside its metrics, which are those of the attacked items, rounded, in a budget."""
+
+    access: Literal["white", "black"]
+    version: int
+    victim: Line = Field(description="label of the submission that the items were made against")
+    budget: Annotated[int, Field(ge=1)]
+    unit: Literal["levels of 255", "characters", "words"]
+    n_attacked: Annotated[int, Field(ge=1)]
+    n_unchanged: Annotated[int, Field(ge=0)] = 0
+    largest_change: Annotated[int, Field(ge=0)] = Field(description="among the images scored, in levels of 255")
+    most_edits: Annotated[int, Field(ge=0)] = Field(description="among the captions scored, in characters or words")
+    similarity: Finite | None = Field(default=None, description="mean cosine of attacked captions with the originals")
+    candidates: Line = Field(default="", description="where replacements for words came from")
+    examples_sha256: Sha256 = Field(description="all attacked items, in the collection's order")
+    loss_before: Finite | None = Field(default=None, description="mean of what the attack raises, on clean items")
+    loss_after: Finite | None = None
+    clean: dict[Direction | Literal["both"], dict[Line, Estimate]] = Field(
+        description="metrics of the same items without the attack: the victim's crops, or the captions as they were"
+    )
+    unrounded: dict[Direction | Literal["both"], dict[Line, Estimate]] = Field(
+        default={}, description="metrics of attacked images before they were rounded to whole levels"
+    )
+    asr: dict[Direction, dict[Line, Estimate]] = Field(description="asr_hits@k and asr_drop@k, as fractions")
+    curve: tuple[CurvePoint, ...] = ()
+    checks: tuple[Check, ...] = ()
+    verdict: Text = Field(description="`reliable`, `unreliable: reason`, or `transferred`")
+
+
 class Record(_Strict):
     """The result of one cell."""
 
@@ -150,6 +210,7 @@ class Record(_Strict):
     dim: Annotated[int, Field(ge=1)] | None = None
     embeddings_sha256: dict[Literal["images", "texts"], Sha256] = {}
     metrics: dict[Direction | Literal["both"], dict[Line, Estimate]] = {}
+    attack: AttackReport | None = None
     evidence_sha256: Sha256 | None = None
     timing: Timing = Timing()
 

@@ -12,21 +12,25 @@ import logging
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from bench.attack import EXAMPLES, AttackScorer, NotApplicable, n_attacked
+from bench.bundle import Results, read_results
+from bench.crafting import Crafter
 from bench.data.registry import load_collection
 from bench.embed import Embedded, Embedder
 from bench.errors import InputError, MissingError, SubmissionError, UsageError
-from bench.evaluate import Distractors, evaluate
+from bench.evaluate import Distractors, digest_vectors, evaluate
 from bench.records import (
     CLEAN,
+    DONE,
     Cell,
     Data,
     Environment,
@@ -37,12 +41,23 @@ from bench.records import (
     read_json,
     to_json,
 )
-from bench.shifted import PACKAGES, Change, Rewording, prepare_clean, prepare_shifted, reword, version_of
+from bench.shifted import (
+    PACKAGES,
+    Change,
+    Rewording,
+    prepare_clean,
+    prepare_shifted,
+    processor_name,
+    reword,
+    source_digest,
+    version_of,
+)
 from bench.store import cache_folder, locked, sha256_of, write_atomic
 from bench.submission import Submission
 from bench.suites import Suite
 from bench.types import Collection
 from bench.worker.host import Loaded, WorkerSettings
+from shifts.attacks.catalogue import parse_attack
 from shifts.catalogue import parse_shift
 
 PROTOCOL_VERSION = 1
@@ -52,7 +67,11 @@ _log = logging.getLogger("rove")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the command line says about a run, beside submission and suite."""
+    """What the command line says about a run, beside submission and suite.
+
+    Args:
+        source: the folder of another run, whose attacked items are scored; `suite` is then `transfer_suite` of it.
+    """
 
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     batch_size: int = 32
@@ -61,6 +80,7 @@ class RunSettings:
     output: Path | None = None
     overwrite: str = "missing"
     command: str = ""
+    source: Path | None = None
 
 
 class Observer(Protocol):
@@ -83,7 +103,7 @@ class RunResult:
 
     @property
     def failed(self) -> tuple[Record, ...]:
-        return tuple(record for record in self.records if record.status != "ok")
+        return tuple(record for record in self.records if record.status not in DONE)
 
 
 def run_suite(submission: Submission, suite: Suite, settings: RunSettings, observer: Observer) -> RunResult:
@@ -102,9 +122,12 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
     with (
         locked(folder),
         Embedder(submission, settings.worker, cache_folder(), settings.batch_size, surroundings) as embedder,
+        closing(Crafter(submission, settings.worker, settings.batch_size, folder / EXAMPLES, surroundings)) as crafter,
     ):
         manifest = _claim(folder, manifest, settings.overwrite)
-        runner = _Runner(folder, suite, submission, settings, embedder, observer, surroundings)
+        source = None if settings.source is None else read_results(settings.source)
+        scorer = AttackScorer(embedder, crafter, manifest.label, folder / EXAMPLES, source)
+        runner = _Runner(folder, suite, submission, settings, embedder, scorer, observer, surroundings)
         if manifest.weights_sha256 is None or not runner.is_finished():
             manifest = _add_loaded(folder, manifest, embedder.start())
         return RunResult(folder, manifest, tuple(runner.records()))
@@ -183,24 +206,23 @@ class _Runner:
         submission: Submission,
         settings: RunSettings,
         embedder: Embedder,
+        scorer: AttackScorer,
         observer: Observer,
         surroundings: object,
     ) -> None:
         self._folder, self._suite, self._settings = folder, suite, settings
-        self._embedder, self._observer = embedder, observer
+        self._embedder, self._scorer, self._observer = embedder, scorer, observer
         self._inputs = (submission.fingerprint, surroundings, settings.worker.dtype)
-        self._collections: dict[str, tuple[Collection, str]] = {}
+        self._collections: dict[tuple[str, int | None], tuple[Collection, str]] = {}
 
     def is_finished(self) -> bool:
         """Whether no cell needs the submission."""
-        return all(
-            self._finished(cell, self._key(cell, self._collection(cell.collection)[1])) for cell in self._suite.cells
-        )
+        return all(self._finished(cell, self._key(cell, self._collection(cell)[1])) for cell in self._suite.cells)
 
     def records(self) -> Iterator[Record]:
         """Every cell's record, in the suite's order, scored if it has to be."""
         for cell in self._suite.cells:
-            collection, source = self._collection(cell.collection)
+            collection, source = self._collection(cell)
             key = self._key(cell, source)
             record = self._finished(cell, key)
             reused = record is not None
@@ -213,20 +235,27 @@ class _Runner:
 
     def _run(self, cell: Cell, key: str, collection: Collection, source: str) -> Record:
         started = time.perf_counter()
-        change = _change_of(cell)
-        family = change.shift.family if change else "domain" if cell.baseline else "clean"
-        blank = Record(cell=cell, family=family, key=key, status="ok")
+        blank = Record(cell=cell, family=_family(cell), key=key, status="ok")
         try:
-            sides = self._embed(cell, change, collection)
-            images, texts = sides.images, sides.texts
-            evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions, sides.distractors)
+            score = self._score_attacked if cell.is_attack else self._score
+            record, evidence = score(cell, blank, collection, source)
         except SubmissionError as error:
             self._embedder.close()
+            self._scorer.close()
             return blank.model_copy(update={"status": error.status, "reason": str(error)[:8000]})
-        except MissingError as error:
-            return blank.model_copy(update={"status": "error", "reason": str(error)[:8000]})
-        write_atomic(self._path(cell, ".parquet"), evaluation.evidence)
-        return blank.model_copy(
+        except (MissingError, NotApplicable) as error:
+            status = "skipped" if isinstance(error, NotApplicable) else "error"
+            return blank.model_copy(update={"status": status, "reason": str(error)[:8000]})
+        path = self._path(cell, ".parquet")
+        write_atomic(path, evidence)
+        timing = record.timing.model_copy(update={"wall_s": time.perf_counter() - started})
+        return record.model_copy(update={"evidence_sha256": sha256_of(path), "timing": timing})
+
+    def _score(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
+        sides = self._embed(cell, _change_of(cell), collection)
+        images, texts = sides.images, sides.texts
+        evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions, sides.distractors)
+        record = blank.model_copy(
             update={
                 "flags": evaluation.flags,
                 "data": Data(
@@ -243,16 +272,36 @@ class _Runner:
                 "dim": images.vectors.shape[1],
                 "embeddings_sha256": evaluation.embeddings_sha256,
                 "metrics": evaluation.metrics,
-                "evidence_sha256": sha256_of(self._path(cell, ".parquet")),
-                "timing": Timing(
-                    encode_images_ms=images.ms_per_item,
-                    encode_texts_ms=texts.ms_per_item,
-                    images_cached=images.cached,
-                    texts_cached=texts.cached,
-                    wall_s=time.perf_counter() - started,
-                ),
+                "timing": _timing(images, texts),
             }
         )
+        return record, evaluation.evidence
+
+    def _score_attacked(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
+        result = self._scorer.score(cell, collection, self._observer.items_encoded)
+        images, texts = result.images, result.texts
+        record = blank.model_copy(
+            update={
+                "flags": result.flags,
+                "data": Data(
+                    revision=collection.revision,
+                    n_images=len(collection.images),
+                    n_captions=len(collection.captions),
+                    n_distractors=result.n_distractors,
+                    n_unchanged=result.report.n_unchanged,
+                    source_sha256=source,
+                    images_sha256=images.fed_sha256,
+                    captions_sha256=texts.fed_sha256,
+                    distractors_sha256=result.distractors_sha256,
+                ),
+                "dim": images.vectors.shape[1],
+                "embeddings_sha256": {"images": digest_vectors(images.vectors), "texts": digest_vectors(texts.vectors)},
+                "metrics": result.metrics,
+                "attack": result.report,
+                "timing": _timing(images, texts),
+            }
+        )
+        return record, result.evidence
 
     def _embed(self, cell: Cell, change: Change | None, collection: Collection) -> _Sides:
         """What both towers make of the cell's items; a shift that adds distractors leaves the items themselves."""
@@ -279,21 +328,24 @@ class _Runner:
     def _reword(self, change: Change, collection: Collection) -> Rewording:
         return reword(change, collection, cache_folder())
 
-    def _collection(self, name: str) -> tuple[Collection, str]:
-        if name not in self._collections:
-            expected = self._suite.collections[name]
+    def _collection(self, cell: Cell) -> tuple[Collection, str]:
+        """The images and captions that a cell is scored on, and their digest."""
+        key = (cell.collection, cell.n_images)
+        if key not in self._collections:
+            name, expected = cell.collection, self._suite.collections[cell.collection]
             offline = self._settings.worker.offline
             found = load_collection(name, data_dirs=self._settings.data_dirs, offline=offline)
             if len(found.images) < expected:
                 raise InputError(f"{name} has {len(found.images)} images; {self._suite.label} expects {expected}.")
-            collection = _limited(found.head(expected), self._settings.limit)
-            self._collections[name] = (collection, source_digest(collection))
-        return self._collections[name]
+            collection = _limited(found.head(min(expected, cell.n_images or expected)), self._settings.limit)
+            self._collections[key] = (collection, source_digest(collection))
+        return self._collections[key]
 
     def _key(self, cell: Cell, source: str) -> str:
-        change = _change_of(cell)
-        version = change.shift.version if change else 0
-        settings = (self._settings.batch_size, self._settings.worker.device)
+        settings: list[object] = [self._settings.batch_size, self._settings.worker.device]
+        if self._settings.source is not None:
+            settings.append(self._scorer.source_key(cell))
+        version = _version(cell)
         return digest_of(PROTOCOL_VERSION, cell.model_dump(), version, source, *self._inputs, *settings)
 
     def _finished(self, cell: Cell, key: str) -> Record | None:
@@ -309,7 +361,7 @@ class _Runner:
             _log.warning("%s Set aside as .bad and computed again.", error)
             path.replace(path.with_suffix(".bad"))
             return None
-        if record.status != "ok" and self._settings.overwrite == "missing":
+        if record.status not in DONE and self._settings.overwrite == "missing":
             return None
         return record if record.key == key else None
 
@@ -317,11 +369,50 @@ class _Runner:
         return self._folder / "cells" / f"{cell.slug}{suffix}"
 
     def _work(self, cell: Cell, collection: Collection) -> int:
+        if cell.is_attack:
+            return n_attacked(cell, collection)
         return len(collection.images) + len(set(collection.captions))
 
 
+def transfer_suite(suite: Suite, source: Results) -> Suite:
+    """The attacked cells of `suite`, to be scored on what was made against the submission of another run.
+
+    Raises:
+        UsageError: that run is of another suite, or `suite` has no attacked cells.
+    """
+    if source.manifest.suite_id != suite.id:
+        raise UsageError(f"{source.folder} is a run of {source.manifest.suite}; expected one of this {suite.label}.")
+    victim = source.manifest.label
+    cells = tuple(cell.model_copy(update={"victim": victim}) for cell in suite.cells if cell.is_attack)
+    if not cells:
+        raise UsageError(f"{suite.label} has no attacked cells; `rove describe SUITE` shows a suite's cells.")
+    return replace(suite, name=f"{suite.name}-from-{victim}", cells=cells)
+
+
 def _change_of(cell: Cell) -> Change | None:
-    return None if cell.shift in CLEAN else Change(*parse_shift(cell.shift), cell.seed)
+    return None if cell.shift in CLEAN or cell.is_attack else Change(*parse_shift(cell.shift), cell.seed)
+
+
+def _family(cell: Cell) -> str:
+    if cell.is_attack:
+        return parse_attack(cell.shift)[0].family
+    change = _change_of(cell)
+    return change.shift.family if change else "domain" if cell.baseline else "clean"
+
+
+def _version(cell: Cell) -> int:
+    """Of the shift or attack; 0 where nothing is changed."""
+    change = _change_of(cell)
+    return parse_attack(cell.shift)[0].version if cell.is_attack else change.shift.version if change else 0
+
+
+def _timing(images: Embedded, texts: Embedded) -> Timing:
+    return Timing(
+        encode_images_ms=images.ms_per_item,
+        encode_texts_ms=texts.ms_per_item,
+        images_cached=images.cached,
+        texts_cached=texts.cached,
+    )
 
 
 def _limited(collection: Collection, limit: int | None) -> Collection:
@@ -333,16 +424,6 @@ def _limited(collection: Collection, limit: int | None) -> Collection:
         seconds = np.setdiff1d(np.arange(len(collection.labels)), firsts)
         limit = max(limit, int(seconds[0]) + 1) if seconds.size else limit
     return collection.head(limit)
-
-
-def source_digest(collection: Collection) -> str:
-    """The sha256 of everything that a collection holds: ids and hashes of its images, captions, positives, labels."""
-    return digest_of(
-        [(image.id, image.sha256) for image in collection.images],
-        list(collection.captions),
-        collection.positives.tolist(),
-        None if collection.labels is None else collection.labels.tolist(),
-    )
 
 
 def _claim(folder: Path, manifest: RunManifest, overwrite: str) -> RunManifest:
@@ -393,12 +474,3 @@ def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
 
 def _identity(manifest: RunManifest) -> str:
     return digest_of([getattr(manifest, name) for name in _IDENTITY], _surroundings(manifest))
-
-
-def processor_name() -> str:
-    """What the system calls its processor."""
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

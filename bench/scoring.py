@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.evidence import Evidence
-from bench.metrics import HIT_CUTOFFS, METRICS, has_ties, hit, rsum, score_queries, summarise
+from bench.metrics import HIT_CUTOFFS, METRICS, asr_drop, asr_hits, has_ties, hit, rsum, score_queries, summarise
 from bench.records import Estimate, estimate
 from bench.stats import bootstrap, cluster_counts, cluster_sums, interval, median_replicates, median_terms
 from bench.types import Direction
@@ -46,6 +46,33 @@ def mean_r1(evidence: Mapping[Direction, Evidence], n_images: int) -> tuple[floa
     sums = np.hstack([cluster_sums(h[:, None], part.images, n_images) for h, part in zip(hits, parts, strict=True)])
     counts = np.stack([cluster_counts(part.images, n_images) for part in parts], axis=1)
     return float(np.mean([h.mean() for h in hits])), bootstrap(sums, counts).mean(axis=1)
+
+
+def score_attack(
+    attacked: Mapping[Direction, Evidence], clean: Mapping[Direction, Evidence], n_images: int
+) -> dict[Direction, dict[str, Estimate]]:
+    """How far an attack got, by direction: `asr_hits@k` (none where nothing was hit before) and `asr_drop@k`."""
+    return {name: _score_success(part, clean[name], n_images) for name, part in attacked.items()}
+
+
+def _score_success(attacked: Evidence, clean: Evidence, n_images: int) -> dict[str, Estimate]:
+    names, values, sums, counts = [], [], [], []
+    n_queries = cluster_counts(attacked.images, n_images)
+    for k in HIT_CUTOFFS:
+        before, after = hit(clean.ranks, k), hit(attacked.ranks, k)
+        columns = [before - after, before * (1 - after), before]
+        differences, lost, held = cluster_sums(np.stack(columns, axis=1), attacked.images, n_images).T
+        names.append(f"asr_drop@{k}")
+        values.append(asr_drop(before, after))
+        sums.append(differences)
+        counts.append(n_queries)
+        if before.any():
+            names.append(f"asr_hits@{k}")
+            values.append(asr_hits(before, after))
+            sums.append(lost)
+            counts.append(held)
+    replicates = bootstrap(np.stack(sums, axis=1), np.stack(counts, axis=1))
+    return {name: _estimate(value, replicates[:, i]) for i, (name, value) in enumerate(zip(names, values, strict=True))}
 
 
 def find_flags(evidence: Mapping[Direction, Evidence]) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import platform
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -74,6 +76,15 @@ def version_of(distribution: str) -> str:
         return ""
 
 
+def processor_name() -> str:
+    """What the system calls its processor."""
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def caption_ids(collection: Collection) -> list[str]:
     """A stable id for every caption: its first image's id and its place among that image's captions."""
     ids = [""] * len(collection.captions)
@@ -84,6 +95,16 @@ def caption_ids(collection: Collection) -> list[str]:
         previous = image
         ids[caption] = ids[caption] or f"{collection.images[image].id}#{place}"
     return ids
+
+
+def source_digest(collection: Collection) -> str:
+    """The sha256 of everything that a collection holds: ids and hashes of its images, captions, positives, labels."""
+    return digest_of(
+        [(image.id, image.sha256) for image in collection.images],
+        list(collection.captions),
+        collection.positives.tolist(),
+        None if collection.labels is None else collection.labels.tolist(),
+    )
 
 
 def prepare_clean(canvas: bool) -> Prepare:
@@ -173,8 +194,14 @@ def _attempt(change: Change, caption: str, sample_id: str, attempt: int) -> str:
 
 def find_partners(change: Change, collection: Collection) -> Callable[[Image], Image]:
     """For each image another of the collection, drawn from a stream of its own, the same at every severity."""
+    partners = draw_partners(change.seed, change.shift.name, change.shift.version, collection)
     places = {image.id: place for place, image in enumerate(collection.images)}
-    n_others = len(places) - 1
-    drawn = SampleStreams(change.seed, f"{change.shift.name} partner", change.shift.version, 0)
-    steps = {name: 1 + int(drawn.of(name).integers(n_others)) if n_others else 0 for name in places}
-    return lambda image: collection.images[(places[image.id] + steps[image.id]) % len(places)]
+    return lambda image: collection.images[partners[places[image.id]]]
+
+
+def draw_partners(seed: int, name: str, version: int, collection: Collection) -> list[int]:
+    """For each image the index of another; its own where it is alone."""
+    n_images = len(collection.images)
+    drawn = SampleStreams(seed, f"{name} partner", version, 0)
+    steps = [1 + int(drawn.of(image.id).integers(n_images - 1)) if n_images > 1 else 0 for image in collection.images]
+    return [(place + step) % n_images for place, step in enumerate(steps)]

@@ -7,7 +7,7 @@ both directions, with the same resamples of images on both sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,17 @@ from bench.types import Direction
 
 
 @dataclass(frozen=True)
+class AttackSummary:
+    """What one attacked cell comes to: R@1 without and with the attack, and `asr_hits@1`, by direction, fractions."""
+
+    cell: str
+    clean: dict[str, Estimate]
+    attacked: dict[str, Estimate]
+    asr: dict[str, Estimate]
+    verdict: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a run comes to.
 
@@ -34,8 +45,10 @@ class Summary:
         clean: metrics of the clean canvas cell that stands first, by direction.
         shifts: relative drop of mean R@1 by shift, averaged over its severities, as a fraction.
         families: the same by family, shifts of a family weighing the same.
-        overall: the mean over families.
+        overall: the mean over families; None of a run that has attacked cells alone.
         worst: name of the shift that costs most.
+        attacks: the attacked cells, in the suite's order; they are not part of the means.
+        skipped: cells that cannot be asked of the submission, with the reason.
         image_ms: median encoding time per image, batched, on the clean canvas.
         text_ms: the same per caption.
     """
@@ -46,15 +59,17 @@ class Summary:
     clean: dict[str, dict[str, Estimate]]
     shifts: dict[str, Estimate]
     families: dict[str, Estimate]
-    overall: Estimate
+    overall: Estimate | None
     worst: str
+    attacks: tuple[AttackSummary, ...]
+    skipped: dict[str, str]
     image_ms: float | None
     text_ms: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, ready for JSON."""
         facts = asdict(self)
-        for name in ("clean", "shifts", "families", "overall"):
+        for name in ("clean", "shifts", "families", "overall", "attacks"):
             facts[name] = _plain(facts[name])
         return facts
 
@@ -94,7 +109,7 @@ class _Scores:
     @cached_property
     def bases(self) -> set[str]:
         """The collections that shifted cells are measured against."""
-        return {r.cell.baseline or r.cell.collection for r in self.records if not r.cell.is_clean}
+        return {r.cell.baseline or r.cell.collection for r in self.records if _is_shifted(r)}
 
     @cached_property
     def canvases(self) -> dict[str, Record]:
@@ -131,26 +146,70 @@ def summarise(results: Results) -> Summary:
     scores = _Scores(results)
     changes: dict[str, dict[str, list[Record]]] = {}
     for record in scores.records:
-        if not record.cell.is_clean:
+        if _is_shifted(record):
             changes.setdefault(record.family, {}).setdefault(_change_name(record, scores), []).append(record)
-    if not changes:
+    attacks = tuple(_summarise_attack(record) for record in scores.records if record.attack)
+    if not changes and not attacks:
         raise IncompleteError(f"{results.folder} has no shifted cell yet; run it to the end.")
     shifts = {name: scores.drop(records) for family in changes.values() for name, records in family.items()}
     families = {name: _mean([shifts[shift] for shift in members]) for name, members in changes.items()}
-    main = next(iter(next(iter(changes.values())).values()))[0].cell
-    canvas = scores.canvases[main.baseline or main.collection]
+    canvas = _main_canvas(changes, scores)
     return Summary(
         label=results.manifest.label,
         suite=results.manifest.suite,
         parameters=results.manifest.parameters,
-        clean={str(direction): metrics for direction, metrics in canvas.metrics.items()},
+        clean={str(direction): metrics for direction, metrics in canvas.metrics.items()} if canvas else {},
         shifts={name: _estimate(value) for name, value in shifts.items()},
         families={name: _estimate(value) for name, value in families.items()},
-        overall=_estimate(_mean(families.values())),
-        worst=max(shifts, key=lambda name: shifts[name][0]),
-        image_ms=canvas.timing.encode_images_ms,
-        text_ms=canvas.timing.encode_texts_ms,
+        overall=_estimate(_mean(families.values())) if families else None,
+        worst=max(shifts, key=lambda name: shifts[name][0], default=""),
+        attacks=attacks,
+        skipped={record.cell.id: record.reason for record in results.records if record.status == "skipped"},
+        image_ms=canvas.timing.encode_images_ms if canvas else None,
+        text_ms=canvas.timing.encode_texts_ms if canvas else None,
     )
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One attack, made against one submission and scored on another (or the same), in one direction."""
+
+    attack: str
+    direction: str
+    victim: str
+    label: str
+    asr: Estimate
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, ready for JSON."""
+        return {**asdict(self), "asr": self.asr.model_dump()}
+
+
+def transfer_matrix(runs: Sequence[Results]) -> list[Transfer]:
+    """Every attacked cell of the runs, so that the same attack's rows stand together, by victim and submission.
+
+    Raises:
+        UsageError: no run has an attacked cell.
+    """
+    rows = [
+        Transfer(
+            attack=record.cell.model_copy(update={"victim": ""}).id,
+            direction=direction,
+            victim=record.attack.victim,
+            label=results.manifest.label,
+            asr=figures["asr_hits@1"],
+            verdict=record.attack.verdict,
+        )
+        for results in runs
+        for record in results.records
+        if record.attack
+        for direction, figures in record.attack.asr.items()
+        if "asr_hits@1" in figures
+    ]
+    if not rows:
+        raise UsageError("none of these runs has an attacked cell with a clean hit; attacks are cells of a suite.")
+    return sorted(rows, key=lambda row: (row.attack, row.direction, row.victim, row.label))
 
 
 def compare(a: Results, b: Results, margin: float) -> list[Difference]:
@@ -169,7 +228,7 @@ def compare(a: Results, b: Results, margin: float) -> list[Difference]:
         raise UsageError(f"{a.folder} and {b.folder} have no cell in common; run both on the same suite.")
     found = []
     for ours, theirs in pairs:
-        if ours.data is None or ours.data != theirs.data:
+        if not _same_items(ours, theirs):
             raise UsageError(f"{ours.cell.id} was scored on other items in {b.folder}; run both on the same data.")
         (value_a, resamples_a), (value_b, resamples_b) = scores_a.of(ours), scores_b.of(theirs)
         found.append((ours.cell.id, value_a, value_b, compare_replicates(value_a, value_b, resamples_a, resamples_b)))
@@ -185,6 +244,40 @@ def compare(a: Results, b: Results, margin: float) -> list[Difference]:
         )
         for (cell, value_a, value_b, paired), p in zip(found, adjusted, strict=True)
     ]
+
+
+def _is_shifted(record: Record) -> bool:
+    return not record.cell.is_clean and not record.cell.is_attack
+
+
+def _main_canvas(changes: dict[str, dict[str, list[Record]]], scores: _Scores) -> Record | None:
+    """The clean canvas of the collection that is shifted first."""
+    for family in changes.values():
+        for records in family.values():
+            cell = records[0].cell
+            return scores.canvases[cell.baseline or cell.collection]
+    return None
+
+
+def _summarise_attack(record: Record) -> AttackSummary:
+    report = record.attack
+    if report is None:
+        raise InputError(f"{record.cell.id} is no attacked cell.")
+    directions = record.cell.directions
+    return AttackSummary(
+        cell=record.cell.id,
+        clean={name: report.clean[name]["hit@1"] for name in directions},
+        attacked={name: record.metrics[name]["hit@1"] for name in directions},
+        asr={name: report.asr[name]["asr_hits@1"] for name in directions if "asr_hits@1" in report.asr[name]},
+        verdict=report.verdict,
+    )
+
+
+def _same_items(a: Record, b: Record) -> bool:
+    """Whether two records are of the same items; attacked ones were changed for each submission by itself."""
+    if a.data is None or b.data is None:
+        return False
+    return a.data.source_sha256 == b.data.source_sha256 if a.cell.is_attack else a.data == b.data
 
 
 def _change_name(record: Record, scores: _Scores) -> str:
@@ -206,4 +299,6 @@ def _estimate(part: tuple[float, np.ndarray]) -> Estimate:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return value.model_dump() if isinstance(value, Estimate) else value

@@ -14,8 +14,11 @@ from bench.errors import InputError
 
 if TYPE_CHECKING:
     import PIL.Image
+    from torch import Tensor
 
 Direction = Literal["t2i", "i2t", "i2i"]
+ThreatModel = Literal["query", "gallery_target", "gallery_all", "both", "distractor"]
+Stage = Literal["retrieval", "reranking"]
 
 
 class Image(Protocol):
@@ -126,6 +129,44 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:
         """Embeddings in the order given, (n_texts, dim) float32; over-long texts are the encoder's to truncate."""
+
+
+@runtime_checkable
+class Differentiable(Protocol):
+    """What an encoder has besides, if it can be attacked through its gradient; all of it in float32.
+
+    `encode_images(images)` and `embed_pixels(pixels(images))` must be the same vectors, and `pixels` must leave an
+    image that already has the model's own size as it is: attacked images are stored at that size and scored by
+    `encode_images`. The gradient is asked of `embed_pixels`'s latest output only, and once.
+    """
+
+    def pixels(self, images: Sequence[PIL.Image.Image]) -> Tensor:
+        """Resized and cropped for the model, before normalisation, (n_images, 3, height, width) float32 in [0, 1]."""
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """Embeddings of such pixels, (n_images, dim) float32, differentiable; normalisation happens in here.
+
+        The pixels come on the submission's device and are not to be changed in place.
+        """
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """What an encoder has besides, if it scores pairs more closely than by a cosine, as a second stage."""
+
+    def image_tokens(self, images: Sequence[PIL.Image.Image]) -> np.ndarray:
+        """What is kept of each image for `score_pairs`, (n_images, ...) float16 or float32; its bytes are reported."""
+
+    def score_pairs(self, tokens: np.ndarray, texts: Sequence[str]) -> Float[np.ndarray, " n_pairs"]:
+        """How well each image's tokens go with the text beside it, (n_pairs,) float32; higher is better."""
+
+
+@runtime_checkable
+class DifferentiableReranker(Protocol):
+    """What a reranker that is also `Differentiable` has besides, if it can be attacked through its own gradient."""
+
+    def score_pixels(self, pixels: Tensor, texts: Sequence[str]) -> Tensor:
+        """`score_pairs` from pixels as `Differentiable.pixels` gives them, (n_pairs,) float32, differentiable."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from bench.errors import InputError, RoveError
 from bench.metrics import HIT_CUTOFFS, find_metric
 from bench.records import Estimate, Record
 from bench.store import write_atomic
-from bench.summary import Summary, summarise
+from bench.summary import AttackSummary, Summary, summarise
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _COLUMNS = [f"hit@{k}" for k in HIT_CUTOFFS]
+_Member = tuple[Results, Summary, Estimate]
 _NOTHING = {"value": "", "interval": ""}
 
 
@@ -37,7 +38,10 @@ def build_site(places: Sequence[Path], output: Path) -> tuple[Path, list[tuple[s
     for folder in folders:
         try:
             results = validate_bundle(folder)
-            found.append((results, summarise(results)))
+            summary = summarise(results)
+            if summary.overall is None:
+                raise InputError(f"{folder} holds attacked cells alone; a row needs the whole suite.")
+            found.append((results, summary, summary.overall))
         except RoveError as error:
             rejected.append((folder.name, str(error)))
     environment = Environment(
@@ -52,18 +56,18 @@ def _bundles_in(place: Path) -> list[Path]:
     return sorted(path.parent for path in place.rglob(INDEX))
 
 
-def _suites(found: list[tuple[Results, Summary]]) -> list[dict[str, Any]]:
+def _suites(found: list[_Member]) -> list[dict[str, Any]]:
     """One entry per suite id: versions of a suite never mix."""
-    by_id: dict[str, list[tuple[Results, Summary]]] = {}
-    for results, summary in found:
-        by_id.setdefault(results.manifest.suite_id, []).append((results, summary))
+    by_id: dict[str, list[_Member]] = {}
+    for member in found:
+        by_id.setdefault(member[0].manifest.suite_id, []).append(member)
     return [_suite(members) for members in by_id.values()]
 
 
-def _suite(members: list[tuple[Results, Summary]]) -> dict[str, Any]:
+def _suite(members: list[_Member]) -> dict[str, Any]:
     ranked = [member for member in members if member[0].manifest.rankable]
-    ranked.sort(key=lambda member: member[1].overall.value)
-    families = list(dict.fromkeys(name for _, summary in ranked for name in summary.families))
+    ranked.sort(key=lambda member: member[2].value)
+    families = list(dict.fromkeys(name for _, summary, _ in ranked for name in summary.families))
     first = members[0][0]
     return {
         "label": first.manifest.suite,
@@ -71,16 +75,17 @@ def _suite(members: list[tuple[Results, Summary]]) -> dict[str, Any]:
         "n_cells": len(first.records),
         "n_images": max(record.data.n_images for record in first.records if record.data),
         "families": families,
-        "rows": [_row(results, summary, families, number) for number, (results, summary) in enumerate(ranked)],
+        "rows": [_row(member, families, number) for number, member in enumerate(ranked)],
         "incomplete": [
             {"label": results.manifest.label, "missing": f"limited to {results.manifest.limit} images a collection"}
-            for results, _ in members
+            for results, *_ in members
             if not results.manifest.rankable
         ],
     }
 
 
-def _row(results: Results, summary: Summary, families: list[str], number: int) -> dict[str, Any]:
+def _row(member: _Member, families: list[str], number: int) -> dict[str, Any]:
+    results, summary, overall = member
     manifest = results.manifest
     both = summary.clean.get("both", {})
     worst = summary.shifts[summary.worst]
@@ -88,7 +93,7 @@ def _row(results: Results, summary: Summary, families: list[str], number: int) -
         "anchor": f"{manifest.suite}-{number + 1}",
         "label": manifest.label,
         "method": manifest.submission.method,
-        "overall": {**_percent(summary.overall), "bar": round(100 * min(1.0, max(0.0, summary.overall.value)))},
+        "overall": {**_percent(overall), "bar": round(100 * min(1.0, max(0.0, overall.value)))},
         "families": {name: _percent(summary.families[name]) for name in families},
         "worst": {"name": summary.worst, "lost": f"{_percent(worst)['value']} ({_percent(worst)['interval']})"},
         "clean": [
@@ -104,6 +109,17 @@ def _row(results: Results, summary: Summary, families: list[str], number: int) -
         "command": manifest.command,
         "columns": [f"{direction} {find_metric(name).name}" for direction in _directions(results) for name in _COLUMNS],
         "cells": [_cell(record, _directions(results)) for record in results.records],
+        "attacks": [_attack(attack, direction) for attack in summary.attacks for direction in attack.attacked],
+        "skipped": list(summary.skipped.items()),
+    }
+
+
+def _attack(attack: AttackSummary, direction: str) -> dict[str, Any]:
+    return {
+        "cell": attack.cell,
+        "direction": direction,
+        "figures": [_percent(part.get(direction)) for part in (attack.clean, attack.attacked, attack.asr)],
+        "verdict": attack.verdict,
     }
 
 

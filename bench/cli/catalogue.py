@@ -14,9 +14,10 @@ Rows = list[dict[str, Any]]
 
 
 def list_things(
-    kind: Annotated[str, typer.Argument(help="submissions, recipes, shifts, datasets or suites")], as_json: Json = False
+    kind: Annotated[str, typer.Argument(help="submissions, recipes, shifts, attacks, datasets or suites")],
+    as_json: Json = False,
 ) -> None:
-    """List the submissions, recipes, shifts, datasets or suites that there are."""
+    """List the submissions, recipes, shifts, attacks, datasets or suites that there are."""
     if kind not in _LISTS:
         raise unknown_name("kind", kind, _LISTS, "rove list --help")
     rows = _LISTS[kind]()
@@ -28,7 +29,7 @@ def list_things(
 
 
 def describe(name: str, as_json: Json = False) -> None:
-    """Describe a submission, recipe, shift, dataset (also FORMAT:PATH) or suite."""
+    """Describe a submission, recipe, shift, attack, dataset (also FORMAT:PATH) or suite."""
     found = {kind: facts for kind, find in _DESCRIPTIONS.items() if (facts := find(name)) is not None}
     if not found:
         known = [str(row["name"]) for rows in _LISTS.values() for row in rows()]
@@ -61,7 +62,7 @@ def register(app: typer.Typer) -> None:
     app.command()(env)
 
 
-_JSON_ONLY = frozenset({"version", "seeded"})
+_JSON_ONLY = frozenset({"version", "seeded", "threat_models"})
 _PACKAGES = (
     *("torch", "torchvision", "open_clip_torch", "transformers", "datasets", "faiss-cpu", "faiss-gpu", "pandas"),
     *("pyarrow", "scipy", "scikit-image", "imagecorruptions", "nlpaug", "torchattacks", "ray"),
@@ -105,6 +106,24 @@ def _shifts() -> Rows:
             "summary": shift.summary,
         }
         for shift in CATALOGUE
+    ]
+
+
+def _attacks() -> Rows:
+    from shifts.attacks.catalogue import CATALOGUE
+
+    return [
+        {
+            "name": attack.name,
+            "modality": attack.modality,
+            "access": attack.access,
+            "budgets": list(attack.budgets),
+            "unit": attack.unit,
+            "threat_models": list(attack.threat_models),
+            "version": attack.version,
+            "summary": attack.summary,
+        }
+        for attack in CATALOGUE
     ]
 
 
@@ -184,6 +203,7 @@ _LISTS: dict[str, Callable[[], Rows]] = {
     "submissions": _submissions,
     "recipes": _recipes,
     "shifts": _shifts,
+    "attacks": _attacks,
     "datasets": _datasets,
     "suites": _suites,
 }
@@ -191,6 +211,7 @@ _DESCRIPTIONS: dict[str, Callable[[str], dict[str, Any] | None]] = {
     "submission": _describe_submission,
     "recipe": _in_list(_recipes),
     "shift": _in_list(_shifts),
+    "attack": _in_list(_attacks),
     "dataset": _describe_dataset,
     "suite": _describe_suite,
 }

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bench.cli.console import (
     DataDirs,
     Json,
+    ShardProgress,
     keep_offline,
     parse_pairs,
     print_data,
@@ -20,10 +21,13 @@ from bench.cli.console import (
     print_table,
     shard_progress,
 )
+from bench.cli.submitting import BatchSize, Device, ModelArgs, worker_settings
 from bench.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from bench.generate import GenerateSettings
+    from bench.generate_attacked import AttackedSettings
+    from bench.generated import GeneratedManifest
     from shifts.catalogue import Shift
 
 Seed = Annotated[int, typer.Option(min=0, help="Other seeds give other draws of the same shift.")]
@@ -32,12 +36,25 @@ DatasetArg = Annotated[str, typer.Argument(help="NAME[/SPLIT] or FORMAT:PATH[/SP
 
 def generate(
     dataset: DatasetArg,
-    shift: Annotated[
-        list[str], typer.Option("--shift", help="A name, an id such as sketch:3, a pattern such as 'typo_*', or all.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to fill.")],
+    shift: Annotated[
+        list[str] | None,
+        typer.Option("--shift", help="A name, an id such as sketch:3, a pattern such as 'typo_*', or all."),
+    ] = None,
     severity: Annotated[str, typer.Option("--severity", help="Such as 1,3,5; default: all that a shift has.")] = "",
     data_dir: DataDirs = None,
+    attack: Annotated[
+        list[str] | None, typer.Option("--attack", help="An attack, such as pgd, or an id with its budget, pgd:2.")
+    ] = None,
+    victim: Annotated[
+        str | None, typer.Option(help="With --attack: the submission that the items are made against.")
+    ] = None,
+    role: Annotated[
+        str, typer.Option(help="With --attack: query, gallery or distractor, what the items are in the retrieval.")
+    ] = "query",
+    model_arg: ModelArgs = None,
+    device: Device = "cpu",
+    batch_size: BatchSize = 32,
     seed: Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
@@ -45,12 +62,32 @@ def generate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be made, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write shifted copies of a data set as Parquet; the same command goes on after an interruption."""
+    """Write shifted or attacked copies of a data set as Parquet; the same command goes on after an interruption."""
     keep_offline(offline)
+    if bool(shift) == bool(attack):
+        raise UsageError("expected either --shift or --attack; `rove list shifts` and `rove list attacks` show them.")
+    if attack:
+        if victim is None or dry_run:
+            raise UsageError("--attack needs --victim SUBMISSION, and knows no --dry-run.")
+        from bench.generate_attacked import generate_attacked
+
+        attacked = _attacked_settings(
+            dataset,
+            attack,
+            (victim, parse_pairs(model_arg or [], "--model-arg")),
+            role,
+            data_dirs=parse_pairs(data_dir or [], "--data-dir"),
+            seed=seed,
+            limit=limit,
+            batch_size=batch_size,
+            worker=worker_settings(device, "float32", offline, 600.0),
+        )
+        _print_manifest(_run(lambda progress: generate_attacked(attacked, output, progress)), output, as_json)
+        return
     from bench.generate import GenerateSettings, estimate_size
     from bench.generate import generate as generate_dataset
 
-    cells, optional = _choose(shift, _severities(severity))
+    cells, optional = _choose(shift or [], _severities(severity))
     settings = GenerateSettings(
         dataset=dataset,
         cells=cells,
@@ -64,18 +101,10 @@ def generate(
     if dry_run:
         _print_estimate(settings, estimate_size(settings).as_dict(), as_json)
         return
-    try:
-        with shard_progress() as progress:
-            manifest = generate_dataset(settings, output, progress)
-    except KeyboardInterrupt:
-        print_error("interrupted; what was made is kept, and the same command goes on from there.")
-        raise typer.Exit(130) from None
+    manifest = _run(lambda progress: generate_dataset(settings, output, progress))
     for name, reason in manifest.skipped.items():
         print_note(f"{name} was left out: {reason}")
-    if as_json:
-        print_json(manifest.model_dump(mode="json"))
-    else:
-        print_data(str(output))
+    _print_manifest(manifest, output, as_json)
 
 
 def verify(
@@ -133,6 +162,39 @@ def preview(
     sheet = draw_sheet(pictured, read_canvas(Path(item)), None if partner is None else read_canvas(partner), seed)
     write_sheet(sheet, output)
     print_data(str(output))
+
+
+def _run(make: Callable[[ShardProgress], GeneratedManifest]) -> GeneratedManifest:
+    try:
+        with shard_progress() as progress:
+            return make(progress)
+    except KeyboardInterrupt:
+        print_error("interrupted; what was made is kept, and the same command goes on from there.")
+        raise typer.Exit(130) from None
+
+
+def _print_manifest(manifest: GeneratedManifest, output: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(manifest.model_dump(mode="json"))
+    else:
+        print_data(str(output))
+
+
+def _attacked_settings(
+    dataset: str, attacks: Sequence[str], victim: tuple[str, dict[str, str]], role: str, **more: Any
+) -> AttackedSettings:
+    from bench.generate_attacked import AttackedSettings
+    from bench.submission import find_submission
+    from shifts.attacks.catalogue import find_attack, parse_attack
+
+    chosen = []
+    for name in attacks:
+        budgets = [parse_attack(name)] if ":" in name else [(find_attack(name), b) for b in find_attack(name).budgets]
+        chosen += [pair for pair in budgets if pair not in chosen]
+    roles = {"query", "gallery", "distractor"} if all(a.modality != "text" for a, _ in chosen) else {"query", "gallery"}
+    if role not in roles:
+        raise UsageError(f"--role got '{role}'; expected one of {', '.join(sorted(roles))} for these attacks.")
+    return AttackedSettings(dataset, tuple(chosen), find_submission(*victim), role, **more)  # type: ignore[arg-type]
 
 
 def register(app: typer.Typer) -> None:

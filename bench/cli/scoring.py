@@ -11,6 +11,7 @@ from bench.cli.console import Json, print_data, print_json, print_note, print_ta
 
 if TYPE_CHECKING:
     from bench.records import Estimate
+    from bench.summary import Summary
 
 Folder = Annotated[Path, typer.Argument(help="A run's folder or a bundle.", exists=True, file_okay=False)]
 
@@ -32,8 +33,12 @@ def score(run: Folder, as_json: Json = False) -> None:
     for direction, metrics in summary.clean.items():
         rows = [(_name(metric), *_figures(metric, value)) for metric, value in metrics.items()]
         print_table(f"{summary.label}: clean canvas, {direction}", ["metric", "value", "95 % interval"], rows)
-    rows = [(name, *_figures(name, value)) for name, value in {**summary.shifts, "overall": summary.overall}.items()]
-    print_table("lost R@1, relative, % (mean over severities and directions)", ["shift", "lost", "95 % interval"], rows)
+    overall = {} if summary.overall is None else {"overall": summary.overall}
+    rows = [(name, *_figures(name, value)) for name, value in {**summary.shifts, **overall}.items()]
+    if rows:
+        title = "lost R@1, relative, % (mean over severities and directions)"
+        print_table(title, ["shift", "lost", "95 % interval"], rows)
+    print_attacks(summary)
 
 
 def compare(
@@ -97,9 +102,56 @@ def validate(bundle: Folder, as_json: Json = False) -> None:
         )
 
 
+def transfer(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Runs, and runs made with --from: each is one victim, or one cell of the matrix."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show how far attacks made against one submission reach others: ASR by victim and scored submission."""
+    from bench.bundle import read_results
+    from bench.summary import transfer_matrix
+
+    rows = transfer_matrix([read_results(folder) for folder in runs])
+    if as_json:
+        print_json([row.as_dict() for row in rows])
+        return
+    table = [
+        (row.attack, row.direction, row.victim, row.label, *_figures("", row.asr), row.verdict.partition(":")[0])
+        for row in rows
+    ]
+    columns = ["attack", "direction", "made against", "scored on", "ASR %", "95 % interval", "verdict"]
+    print_table("share of the clean hits at 1 that are lost", columns, table)
+
+
+def print_attacks(summary: Summary) -> None:
+    """The attacked cells as a table, and why others were skipped."""
+    rows = [
+        (
+            attack.cell,
+            direction,
+            f"{100 * attack.clean[direction].value:.1f}",
+            f"{100 * attack.attacked[direction].value:.1f}",
+            *(_figures("", attack.asr[direction]) if direction in attack.asr else ("", "")),
+            attack.verdict.partition(":")[0],
+        )
+        for attack in summary.attacks
+        for direction in attack.attacked
+    ]
+    if rows:
+        columns = ["attack", "direction", "clean R@1", "attacked", "ASR %", "95 % interval", "verdict"]
+        print_table("attacks: R@1 in %, and the share of the clean hits that is lost", columns, rows)
+    for attack in summary.attacks:
+        if attack.verdict.startswith("unreliable"):
+            print_note(f"{attack.cell} is {attack.verdict}")
+    for cell, reason in summary.skipped.items():
+        print_note(f"{cell} was skipped: {reason}")
+
+
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (score, compare, bundle, validate):
+    for command in (score, compare, transfer, bundle, validate):
         app.command()(command)
 
 

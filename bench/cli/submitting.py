@@ -67,7 +67,7 @@ def check(
     from bench.submission import find_submission
 
     found = find_submission(submission, parse_pairs(model_arg or [], "--model-arg"))
-    report = check_submission(found, _worker_settings(device, dtype, offline, timeout), batch_size)
+    report = check_submission(found, worker_settings(device, dtype, offline, timeout), batch_size)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -115,6 +115,15 @@ def run(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the run; default runs/.")] = None,
     overwrite: Overwrite = "missing",
     limit: Annotated[int | None, typer.Option(min=2, help="Only the first images; marks the run unrankable.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Another run of the suite: its attacked items are scored instead.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     batch_size: BatchSize = 32,
@@ -125,7 +134,8 @@ def run(
 ) -> None:
     """Score a submission on a suite; the same command goes on after an interruption."""
     keep_offline(offline)
-    from bench.run import RunSettings, run_suite
+    from bench.bundle import read_results
+    from bench.run import RunSettings, run_suite, transfer_suite
     from bench.submission import find_submission
     from bench.suites import find_suite
 
@@ -133,14 +143,17 @@ def run(
         raise UsageError(f"--overwrite got '{overwrite}'; expected never, missing or always.")
     found, cells = find_submission(submission, parse_pairs(model_arg or [], "--model-arg")), find_suite(suite)
     settings = RunSettings(
-        worker=_worker_settings(device, dtype, offline, timeout),
+        worker=worker_settings(device, dtype, offline, timeout),
         batch_size=batch_size,
         limit=limit,
         data_dirs=parse_pairs(data_dir or [], "--data-dir"),
         output=output,
         overwrite=overwrite,
         command=shlex.join(["rove", *(_without_places(argument) for argument in sys.argv[1:])]),
+        source=source,
     )
+    if source is not None:
+        cells = transfer_suite(cells, read_results(source))
     if dry_run:
         _print_plan(found, cells, settings, as_json)
         return
@@ -161,7 +174,12 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _worker_settings(device: str, dtype: str, offline: bool, timeout: float) -> WorkerSettings:
+def worker_settings(device: str, dtype: str, offline: bool, timeout: float) -> WorkerSettings:
+    """How a submission is run, from the command line's options.
+
+    Raises:
+        UsageError: there is no such dtype.
+    """
     from bench.worker.host import WorkerSettings
 
     if dtype not in ("float32", "bfloat16"):

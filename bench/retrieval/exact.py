@@ -111,6 +111,7 @@ def rank_positives(
     exclude_self: bool = False,
     top: int = 10,
     block_bytes: int = BLOCK_BYTES,
+    stand_ins: Float[np.ndarray, "n_items dim"] | None = None,
 ) -> Ranking:
     """The pessimistic and optimistic rank of every positive by inner product, and the best items of every query.
 
@@ -123,6 +124,7 @@ def rank_positives(
         exclude_self: leave row i of the gallery out of the ranking of row i of `queries`, for `i2i`.
         top: how many of the best items are kept.
         block_bytes: size of the block of scores; at least 64 queries are scored at once.
+        stand_ins: for each item of the gallery the vector by which queries that it is right for find it instead.
 
     Raises:
         InputError: shapes or dtypes do not fit, a positive is not in the gallery or is the query that is left out, or
@@ -134,6 +136,9 @@ def rank_positives(
     excluded = positives.queries if exclude_self else np.full(n_queries, -1)
     pessimistic, optimistic, items = (np.empty(n_pairs, dtype=np.int32) for _ in range(3))
     best = np.full((n_queries, top), -1, dtype=np.int32)
+    n_items = len(gallery)
+    if stand_ins is not None:
+        gallery = np.concatenate([gallery, stand_ins])
     copies = _find_copies(gallery)
 
     def rank(first: int, scores: Float32[np.ndarray, "n_rows n_items"]) -> int:
@@ -141,6 +146,10 @@ def rank_positives(
         offsets = positives.offsets[first : part.stop + 1]
         pairs = slice(offsets[0], offsets[-1])
         _equate_copies(scores, copies)
+        if stand_ins is not None:
+            rows, own = np.repeat(np.arange(len(scores)), np.diff(offsets)), positives.items[pairs]
+            scores[rows, own] = scores[rows, own + n_items]
+            scores = np.ascontiguousarray(scores[:, :n_items])
         items[pairs] = _best_first(scores, offsets, positives.items[pairs])
         return _rank_rows(scores, excluded[part], offsets, items, pessimistic, optimistic, best[part])
 

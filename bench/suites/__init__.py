@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bench.errors import InputError, describe_validation, unknown_name
 from bench.records import CLEAN, Cell, suite_digest
-from bench.types import Direction
+from bench.types import Direction, Stage, ThreatModel
+from shifts.attacks.catalogue import find_attack, parse_attack
 from shifts.catalogue import find_shift, parse_shift
 
 BOTH: tuple[Direction, ...] = ("t2i", "i2t")
@@ -22,16 +24,22 @@ _FOLDER = Path(__file__).parent
 
 
 class CellGroup(BaseModel):
-    """One `[[cells]]` table of a suite: some shifts over some severities of one collection.
+    """One `[[cells]]` table of a suite: some shifts over some severities of one collection, or some attacks.
 
-    Without severities, each shift has all that it has; without directions, those that it touches.
+    Without severities, each shift has all that it has; without directions, those that it touches. Without budgets and
+    threat models, each attack has all that it has.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     collection: str
-    shifts: Annotated[list[str], Field(min_length=1)]
+    shifts: list[str] = []
     severities: list[Annotated[int, Field(ge=1, le=5)]] = []
+    attacks: list[str] = []
+    budgets: list[Annotated[int, Field(ge=1)]] = []
+    threat_models: list[ThreatModel] = []
+    stages: list[Stage] = []
+    n_images: Annotated[int, Field(ge=2)] | None = None
     directions: list[Direction] = []
     baseline: str = ""
     reason: Annotated[str, Field(min_length=10)]
@@ -40,6 +48,12 @@ class CellGroup(BaseModel):
     def _severities_fit(self) -> CellGroup:
         if self.severities and set(self.shifts) & set(CLEAN):
             raise ValueError("a clean cell has no severities")
+        if bool(self.shifts) == bool(self.attacks):
+            raise ValueError("expected either shifts or attacks")
+        if self.shifts and (self.budgets or self.threat_models or self.stages or self.n_images):
+            raise ValueError("budgets, threat_models, stages and n_images belong to attacks")
+        if self.attacks and (self.severities or self.directions or self.baseline):
+            raise ValueError("attacks have no severities, directions or baseline of their own")
         return self
 
 
@@ -124,6 +138,7 @@ def read_suite(path: Path) -> Suite:
 
 
 def _expand(group: CellGroup, seeds: list[int]) -> Iterator[Cell]:
+    yield from _expand_attacks(group, seeds)
     for name in group.shifts:
         if name in CLEAN:
             yield _cell(group, name, BOTH, seeds[0])
@@ -133,6 +148,28 @@ def _expand(group: CellGroup, seeds: list[int]) -> Iterator[Cell]:
             parse_shift(shift.id(severity))
             for seed in seeds if shift.seeded else seeds[:1]:
                 yield _cell(group, shift.id(severity), _TOUCHED.get(shift.modality, BOTH), seed)
+
+
+def _expand_attacks(group: CellGroup, seeds: list[int]) -> Iterator[Cell]:
+    stages: list[Stage | Literal[""]] = [*group.stages] or [""]
+    for name in group.attacks:
+        attack = find_attack(name)
+        for threat_model in group.threat_models or attack.threat_models:
+            if threat_model not in attack.threat_models:
+                known = ", ".join(attack.threat_models)
+                raise InputError(f"{name} has the threat models {known}; got {threat_model}.")
+            for budget in group.budgets or attack.budgets:
+                parse_attack(attack.id(budget))
+                for stage, seed in product(stages, seeds):
+                    yield Cell(
+                        collection=group.collection,
+                        shift=attack.id(budget),
+                        threat_model=threat_model,
+                        stage=stage,
+                        n_images=group.n_images,
+                        seed=seed,
+                        directions=attack.directions(threat_model),
+                    )
 
 
 def _cell(group: CellGroup, shift: str, touched: tuple[Direction, ...], seed: int) -> Cell:
@@ -146,7 +183,7 @@ def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
     if twice:
         raise InputError(f"{path}: cell {twice} stands twice; expected every cell once.")
     for cell in cells:
-        modality = "" if cell.shift in CLEAN else parse_shift(cell.shift)[0].modality
+        modality = "" if cell.shift in CLEAN or cell.is_attack else parse_shift(cell.shift)[0].modality
         if modality in _TOUCHED and cell.directions != _TOUCHED[modality]:
             asked, touched = " ".join(cell.directions), " ".join(_TOUCHED[modality])
             raise InputError(f"{path}: cell {cell.id} asks {asked}; its distractors touch {touched} alone.")

@@ -10,6 +10,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import json
+import math
 import resource
 import signal
 import socket
@@ -25,10 +26,12 @@ import PIL.Image
 
 from bench import torchvision_fix
 from bench.errors import RoveError
-from bench.types import Encoder, LoadContext
+from bench.types import Differentiable, DifferentiableReranker, Encoder, LoadContext, Reranker
+from bench.worker.autograd import HeldGraph, autograd_runs
 from bench.worker.wire import Channel, MemoryFile
 
 _PR_SET_PDEATHSIG = 1
+_TENSOR_FUNCTIONS = ("pixels", "embed_pixels", "score_pixels", "pull_back")
 
 
 class Refused(Exception):
@@ -61,13 +64,35 @@ class _Session:
     def __init__(self, inbox: MemoryFile, outbox: MemoryFile) -> None:
         self._inbox, self._outbox = inbox, outbox
         self._encoder: Any = None
+        self._graph = HeldGraph("cpu")
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["op"] == "load":
             return self._load(request)
-        if request["op"] == "images":
-            return self._send(self._encoder.encode_images(self._images(request["sizes"])))
-        return self._send(self._encoder.encode_texts(json.loads(self._inbox.read(request["n_bytes"]))))
+        if request["op"] == "pull_back":
+            return self._pull_back(request)
+        before = autograd_runs()
+        output = self._compute(request)
+        return {**self._send(output, request["op"]), "autograd_calls": max(0, autograd_runs() - before)}
+
+    def _compute(self, request: dict[str, Any]) -> Any:
+        operation = request["op"]
+        if operation in ("encode_images", "pixels", "image_tokens"):
+            return getattr(self._encoder, operation)(self._images(request["sizes"]))
+        if operation == "encode_texts":
+            return self._encoder.encode_texts(self._texts(request))
+        if operation == "score_pairs":
+            return self._encoder.score_pairs(self._array(request), self._texts(request))
+        if operation == "embed_pixels":
+            return self._graph.run(self._encoder.embed_pixels, self._array(request), request["grad"])
+        texts = self._texts(request)
+        return self._graph.run(
+            lambda pixels: self._encoder.score_pixels(pixels, texts), self._array(request), request["grad"]
+        )
+
+    def _pull_back(self, request: dict[str, Any]) -> dict[str, Any]:
+        gradient, attached = self._graph.pull_back(self._array(request))
+        return {**self._send(gradient, "pull_back"), "attached": attached}
 
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         context = LoadContext(
@@ -80,8 +105,10 @@ class _Session:
         self._encoder = _load_function(request["import_name"], Path(request["module"]), request["function"])(context)
         if not isinstance(self._encoder, Encoder):
             raise Refused("load(context) returned no encoder; expected encode_images(images) and encode_texts(texts).")
+        self._graph = HeldGraph(context.device)
         modules = _torch_modules(self._encoder)
         return {
+            **_abilities(self._encoder),
             "weights_sha256": _weights_digest(modules),
             "parameters": sum(parameter.numel() for parameter in _parameters(modules)) if modules else None,
             "versions": _versions(request["requires"]),
@@ -89,7 +116,7 @@ class _Session:
         }
 
     def _images(self, sizes: Sequence[tuple[int, int]]) -> list[PIL.Image.Image]:
-        raw = memoryview(self._inbox.read(sum(width * height * 3 for width, height in sizes)))
+        raw = self._inbox.read(sum(width * height * 3 for width, height in sizes)).data
         images, start = [], 0
         for width, height in sizes:
             stop = start + width * height * 3
@@ -97,11 +124,38 @@ class _Session:
             start = stop
         return images
 
-    def _send(self, embeddings: Any) -> dict[str, Any]:
-        if not isinstance(embeddings, np.ndarray) or embeddings.dtype.hasobject:
-            raise Refused(f"an encoder returned {_kind(embeddings)}; expected a NumPy array (n, dim) of float32.")
-        self._outbox.write([embeddings])
-        return {"shape": list(embeddings.shape), "dtype": embeddings.dtype.str}
+    def _array(self, request: dict[str, Any]) -> np.ndarray:
+        """The array that stands first in the inbox."""
+        dtype, shape = np.dtype(request["dtype"]), request["shape"]
+        return self._inbox.read(math.prod(shape) * dtype.itemsize).view(dtype).reshape(shape)
+
+    def _texts(self, request: dict[str, Any]) -> list[str]:
+        """The texts that stand last in the inbox."""
+        return json.loads(self._inbox.read(request["n_bytes"], request["start"]).tobytes())
+
+    def _send(self, output: Any, function: str) -> dict[str, Any]:
+        array = _host_array(output, function) if function in _TENSOR_FUNCTIONS else output
+        if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+            raise Refused(f"{function} returned {_kind(output)}; expected a NumPy array of float32.")
+        self._outbox.write([array])
+        return {"shape": list(array.shape), "dtype": array.dtype.str}
+
+
+def _host_array(output: Any, function: str) -> np.ndarray:
+    import torch
+
+    if not isinstance(output, torch.Tensor) or output.dtype != torch.float32:
+        raise Refused(f"{function} returned {_kind(output)}; expected a torch tensor of float32.")
+    return output.detach().cpu().numpy()
+
+
+def _abilities(encoder: object) -> dict[str, bool]:
+    differentiable, reranker = isinstance(encoder, Differentiable), isinstance(encoder, Reranker)
+    return {
+        "differentiable": differentiable,
+        "reranker": reranker,
+        "differentiable_reranker": differentiable and reranker and isinstance(encoder, DifferentiableReranker),
+    }
 
 
 def _load_function(import_name: str, module: Path, function: str) -> Any:
@@ -171,6 +225,9 @@ def _device_name(device: str) -> str:
 def _kind(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype}"
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return f"a torch tensor of {value.dtype}"
     return f"a {type(value).__module__}.{type(value).__qualname__}"
 
 

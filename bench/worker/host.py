@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -23,17 +24,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from bench.errors import ProtocolError, SubmissionCrash, SubmissionError, SubmissionTimeout
+from bench.errors import ProtocolError, SubmissionCrash, SubmissionError, SubmissionTimeout, UsageError
 from bench.submission import Submission
 from bench.worker.wire import Channel, MemoryFile
 
 LOG_BYTES = 64 << 10
 MAX_DIM = 65_536
+MAX_SIDE_PX = 4096
+MAX_TOKEN_VALUES = 1 << 24
+Shape = tuple[int | str, ...]
+_LARGEST = {"dim": MAX_DIM, "height": MAX_SIDE_PX, "width": MAX_SIDE_PX}
 _KEPT_VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"),
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
@@ -64,20 +69,44 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker says of the submission that it loaded."""
+    """What a worker says of the submission that it loaded.
+
+    Args:
+        differentiable: whether it implements `bench.types.Differentiable`, and so on.
+    """
 
     weights_sha256: str
     parameters: int | None
     versions: dict[str, str]
     device_name: str
     load_s: float
+    differentiable: bool = False
+    reranker: bool = False
+    differentiable_reranker: bool = False
+
+
+class _Graph(NamedTuple):
+    """What the worker can pull a gradient back through: shapes of both ends, and which call it was."""
+
+    call: int
+    pixels: tuple[int, ...]
+    output: tuple[int, ...]
 
 
 class Worker:
-    """A submission in its own process; use it as a context manager."""
+    """A submission in its own process; use it as a context manager.
+
+    Attributes:
+        loaded: what it is.
+        autograd_calls: how often the submission has differentiated backwards while it answered: an optimiser that
+            runs at inference time is found by it.
+        detached_gradients: how many gradients are zeros because the output did not depend on the pixels.
+    """
 
     def __init__(self, submission: Submission, settings: WorkerSettings) -> None:
         self._submission, self._settings = submission, settings
+        self.autograd_calls = self.detached_gradients = self._n_graphs = 0
+        self._graph: _Graph | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="rove-worker-"))
         self._inbox, self._outbox = MemoryFile.create(), MemoryFile.create()
         ours, theirs = socket.socketpair()
@@ -99,16 +128,19 @@ class Worker:
     ) -> None:
         self.close()
 
+    @property
+    def graph(self) -> int | None:
+        """Which call `pull_back` would go back through; None if there is none."""
+        return self._graph and self._graph.call
+
     def encode_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n_images dim"]:
         """The submission's embeddings of RGB images of any sizes, as it returned them, (n_images, dim) float32.
 
         Raises:
             SubmissionError: it failed, ran out of time, or returned something else.
         """
-        self._inbox.write(images)
-        sizes = [(image.shape[1], image.shape[0]) for image in images]
-        answer = self._ask({"op": "images", "sizes": sizes}, self._settings.batch_timeout_s)
-        return self._embeddings(answer, len(images), "encode_images", "images")
+        answer = self._ask_about_images("encode_images", images)
+        return self._array(answer, "encode_images", (len(images), "dim"), "images")
 
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:
         """The submission's embeddings of texts, as it returned them, (n_texts, dim) float32.
@@ -116,10 +148,101 @@ class Worker:
         Raises:
             SubmissionError: it failed, ran out of time, or returned something else.
         """
-        payload = json.dumps(list(texts)).encode()
-        self._inbox.write([np.frombuffer(payload, np.uint8)])
-        answer = self._ask({"op": "texts", "n_bytes": len(payload)}, self._settings.batch_timeout_s)
-        return self._embeddings(answer, len(texts), "encode_texts", "texts")
+        answer = self._ask_about_arrays("encode_texts", None, texts)
+        return self._array(answer, "encode_texts", (len(texts), "dim"), "texts")
+
+    def pixels(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n_images 3 height width"]:
+        """What the submission looks at of RGB images of any sizes, (n_images, 3, height, width) float32 in [0, 1].
+
+        Raises:
+            UsageError: the submission is not `Differentiable`.
+            SubmissionError: it failed, ran out of time, or returned something else.
+        """
+        self._need(self.loaded.differentiable, "Differentiable")
+        answer = self._ask_about_images("pixels", images)
+        pixels = self._array(answer, "pixels", (len(images), 3, "height", "width"), "images")
+        if not pixels.min(initial=0) >= 0 or not pixels.max(initial=1) <= 1:
+            found = f"values from {pixels.min():g} to {pixels.max():g}"
+            raise ProtocolError(
+                f"{self._submission.name}.pixels returned {found}; expected them in [0, 1], before normalisation. "
+                "See submissions/README.md."
+            )
+        return pixels
+
+    def embed_pixels(
+        self, pixels: Float[np.ndarray, "n 3 height width"], grad: bool = False
+    ) -> Float[np.ndarray, "n dim"]:
+        """The submission's embeddings of such pixels, (n, dim) float32.
+
+        Args:
+            pixels: as `pixels` gives them.
+            grad: keep the graph, the latest only, so that `pull_back` may follow.
+
+        Raises:
+            UsageError: the submission is not `Differentiable`, or runs in another type than float32.
+            SubmissionError: it failed, ran out of time, or returned something else.
+        """
+        self._need(self.loaded.differentiable, "Differentiable")
+        return self._from_pixels("embed_pixels", pixels, None, (len(pixels), "dim"), grad)
+
+    def pull_back(self, cotangent: Float[np.ndarray, "n ..."]) -> Float[np.ndarray, "n 3 height width"]:
+        """The vector-Jacobian product with the latest call that kept its graph, and the end of that graph.
+
+        Args:
+            cotangent: shaped as that call's output, float32.
+
+        Returns:
+            Shaped as that call's pixels, float32; it may hold NaN, which is for a check to find. Zeros where the
+            output does not depend on the pixels, which counts as one of `detached_gradients`.
+
+        Raises:
+            UsageError: there is no graph, or it is another one's shape.
+            SubmissionError: the submission failed or ran out of time.
+        """
+        graph, self._graph = self._graph, None
+        if graph is None or graph.output != cotangent.shape:
+            kept = f"the graph of an output of shape {graph.output}" if graph else "no graph; each serves once"
+            raise UsageError(f"cannot pull a gradient of shape {cotangent.shape} back: the worker keeps {kept}.")
+        answer = self._ask_about_arrays("pull_back", cotangent)
+        self.detached_gradients += not answer.get("attached")
+        return self._array(answer, "pull_back", graph.pixels, "images")
+
+    def image_tokens(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n_images ..."]:
+        """What the submission keeps of RGB images for `score_pairs`, (n_images, ...) float16 or float32.
+
+        Raises:
+            UsageError: the submission is no `Reranker`.
+            SubmissionError: it failed, ran out of time, or returned something else.
+        """
+        self._need(self.loaded.reranker, "a Reranker")
+        answer = self._ask_about_images("image_tokens", images)
+        return self._array(answer, "image_tokens", (len(images), "..."), "images", ("<f2", "<f4"))
+
+    def score_pairs(
+        self, tokens: Float[np.ndarray, "n_pairs ..."], texts: Sequence[str]
+    ) -> Float[np.ndarray, " n_pairs"]:
+        """How well each image's tokens go with the text beside it, (n_pairs,) float32, finite.
+
+        Raises:
+            UsageError: the submission is no `Reranker`.
+            SubmissionError: it failed, ran out of time, or returned something else.
+        """
+        self._need(self.loaded.reranker, "a Reranker")
+        answer = self._ask_about_arrays("score_pairs", tokens, texts)
+        return self._finite(self._array(answer, "score_pairs", (len(texts),), "pairs"), "score_pairs")
+
+    def score_pixels(
+        self, pixels: Float[np.ndarray, "n_pairs 3 height width"], texts: Sequence[str], grad: bool = False
+    ) -> Float[np.ndarray, " n_pairs"]:
+        """`score_pairs` from pixels, (n_pairs,) float32, finite; with `grad` its graph is kept for `pull_back`.
+
+        Raises:
+            UsageError: the submission is no `DifferentiableReranker`, or runs in another type than float32.
+            SubmissionError: it failed, ran out of time, or returned something else.
+        """
+        self._need(self.loaded.differentiable_reranker, "a DifferentiableReranker")
+        scores = self._from_pixels("score_pixels", pixels, texts, (len(texts),), grad)
+        return self._finite(scores, "score_pixels")
 
     def close(self) -> None:
         """Ends the worker and everything that it started; safe to call again."""
@@ -176,9 +299,51 @@ class Worker:
                 versions={str(key): str(value) for key, value in answer["versions"].items()},
                 device_name=str(answer["device_name"]),
                 load_s=time.perf_counter() - started,
+                differentiable=answer["differentiable"] is True,
+                reranker=answer["reranker"] is True,
+                differentiable_reranker=answer["differentiable_reranker"] is True,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(f"{self._submission.name} answered the load request with nonsense: {error}.") from None
+
+    def _from_pixels(
+        self, operation: str, pixels: np.ndarray, texts: Sequence[str] | None, expected: Shape, grad: bool
+    ) -> np.ndarray:
+        if self._settings.dtype != "float32":
+            raise UsageError(f"pixels are embedded in float32; {self._submission.name} runs in {self._settings.dtype}.")
+        self._graph = None if grad else self._graph
+        answer = self._ask_about_arrays(operation, pixels, texts, grad=grad)
+        output = self._array(answer, operation, expected, "images")
+        if grad:
+            self._n_graphs += 1
+            self._graph = _Graph(self._n_graphs, pixels.shape, output.shape)
+        return output
+
+    def _ask_about_images(self, operation: str, images: Sequence[np.ndarray]) -> dict[str, Any]:
+        self._inbox.write(images)
+        sizes = [(image.shape[1], image.shape[0]) for image in images]
+        return self._ask({"op": operation, "sizes": sizes}, self._settings.batch_timeout_s)
+
+    def _ask_about_arrays(
+        self, operation: str, array: np.ndarray | None, texts: Sequence[str] | None = None, grad: bool = False
+    ) -> dict[str, Any]:
+        """Puts the array, and behind it the texts, into the inbox and asks."""
+        first = np.empty(0, np.float32) if array is None else array
+        payload = b"" if texts is None else json.dumps(list(texts)).encode()
+        self._inbox.write([first, np.frombuffer(payload, np.uint8)])
+        request = {
+            "op": operation,
+            "shape": list(first.shape),
+            "dtype": first.dtype.str,
+            "start": first.nbytes,
+            "n_bytes": len(payload),
+            "grad": grad,
+        }
+        return self._ask(request, self._settings.batch_timeout_s)
+
+    def _need(self, able: bool, protocol: str) -> None:
+        if not able:
+            raise UsageError(f"{self._submission.name} is not {protocol}. See submissions/README.md.")
 
     def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         name = self._submission.name
@@ -200,7 +365,13 @@ class Worker:
             raise self._crash(request["op"])
         if not answer.get("ok"):
             raise self._failure(answer)
+        self.autograd_calls += self._count(answer.get("autograd_calls", 0))
         return answer
+
+    def _count(self, calls: object) -> int:
+        if not isinstance(calls, int) or calls < 0:
+            raise ProtocolError(f"{self._submission.name} counted {calls!r} backward passes; expected a number.")
+        return calls
 
     def _crash(self, operation: str) -> SubmissionCrash:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -220,20 +391,31 @@ class Worker:
             error.status = "oom"
         return error
 
-    def _embeddings(self, answer: dict[str, Any], count: int, function: str, items: str) -> np.ndarray:
+    def _array(
+        self, answer: dict[str, Any], function: str, expected: Shape, items: str, dtypes: Sequence[str] = ("<f4",)
+    ) -> np.ndarray:
+        """The array that stands in the outbox, if it is of an expected shape and type."""
         shape, dtype = answer.get("shape"), answer.get("dtype")
         name = f"{self._submission.name}.{function}"
-        fits = isinstance(shape, list) and len(shape) == 2 and shape[0] == count and isinstance(shape[1], int)
-        if not fits or not isinstance(shape, list) or not 0 < shape[1] <= MAX_DIM or dtype != "<f4":
+        if not isinstance(shape, list) or not _fits(shape, expected) or dtype not in dtypes:
             raise ProtocolError(
-                f"{name} returned {_described(shape)} {_dtype_name(dtype)} for {count} {items}; "
-                f"expected ({count}, dim) float32. See submissions/README.md."
+                f"{name} returned {_described(shape)} {_dtype_name(dtype)} for {expected[0]} {items}; "
+                f"expected {_described(expected)} {' or '.join(map(_dtype_name, dtypes))}. See submissions/README.md."
             )
         try:
-            raw = self._outbox.read(count * shape[1] * 4)
+            raw = self._outbox.read(math.prod(shape) * np.dtype(dtype).itemsize)
         except ValueError as error:
             raise ProtocolError(f"{name} announced {_described(shape)} but {error}.") from None
-        return np.frombuffer(raw, np.float32).reshape(count, shape[1])
+        return raw.view(dtype).reshape(shape)
+
+    def _finite(self, scores: np.ndarray, function: str) -> np.ndarray:
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if bad.size:
+            raise ProtocolError(
+                f"{self._submission.name}.{function} returned a score of {scores[bad[0]]} (pair {bad[0]} of "
+                f"{len(scores)}, {bad.size} in all); expected finite scores. See submissions/README.md."
+            )
+        return scores
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -289,8 +471,23 @@ def _absolute(value: str) -> str:
     return str(path.resolve()) if path.is_file() else value
 
 
+def _fits(shape: Sequence[object], expected: Shape) -> bool:
+    """Whether every side is the number expected, or of a size allowed for its name; "..." is any number of sides."""
+    if expected[-1] == "...":
+        rest = [side for side in shape[len(expected) - 1 :] if type(side) is int and side > 0]
+        whole = len(rest) + len(expected) - 1 == len(shape) and math.prod(rest) <= MAX_TOKEN_VALUES
+        return whole and _fits(shape[: len(expected) - 1], expected[:-1])
+    return len(shape) == len(expected) and all(map(_side_fits, shape, expected))
+
+
+def _side_fits(side: object, expected: int | str) -> bool:
+    if type(side) is not int:
+        return False
+    return 0 < side <= _LARGEST[expected] if isinstance(expected, str) else side == expected
+
+
 def _described(shape: object) -> str:
-    return f"({', '.join(str(side) for side in shape)})" if isinstance(shape, list) else "no shape"
+    return f"({', '.join(map(str, shape))})" if isinstance(shape, list | tuple) else "no shape"
 
 
 def _dtype_name(dtype: object) -> str:

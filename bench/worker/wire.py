@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 MAX_MESSAGE_BYTES = 64 << 20
 
@@ -77,27 +78,27 @@ class MemoryFile:
         """Replaces the contents with the bytes of `arrays`, one after the other."""
         start = 0
         for array in arrays:
-            rest = np.ascontiguousarray(array).data.cast("B")
+            rest = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
             while rest:
                 written = os.pwrite(self.descriptor, rest, start)
                 start, rest = start + written, rest[written:]
 
-    def read(self, n_bytes: int) -> bytearray:
-        """A copy of the first `n_bytes`.
+    def read(self, n_bytes: int, start: int = 0) -> UInt8[np.ndarray, " n_bytes"]:
+        """A copy of the `n_bytes` from `start` on.
 
         Raises:
             ValueError: the file is shorter.
         """
         size = os.fstat(self.descriptor).st_size
-        if size < n_bytes:
-            raise ValueError(f"the memory file holds {size} bytes, not {n_bytes}")
-        contents = bytearray(n_bytes)
-        start = 0
-        while start < n_bytes:
-            count = os.preadv(self.descriptor, [memoryview(contents)[start:]], start)
+        if size < start + n_bytes:
+            raise ValueError(f"the memory file holds {size} bytes, not {start + n_bytes}")
+        contents = np.empty(n_bytes, np.uint8)
+        done = 0
+        while done < n_bytes:
+            count = os.preadv(self.descriptor, [contents.data[done:]], start + done)
             if not count:
-                raise ValueError(f"the memory file shrank to {start} bytes while it was read")
-            start += count
+                raise ValueError(f"the memory file shrank to {start + done} bytes while it was read")
+            done += count
         return contents
 
     def close(self) -> None:

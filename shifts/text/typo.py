@@ -203,6 +203,12 @@ def typo_whitespace(caption: str, severity: int, rng: np.random.Generator) -> st
     return "".join(parts)
 
 
+def keyboard_slips(caption: str) -> list[tuple[int, str]]:
+    """All that `typo_keyboard` may do: the place of a letter and a letter of a neighbouring key, in the same case."""
+    plain, neighbours = _plain(caption), _keyboard_neighbours()
+    return [(i, key) for i in _places(plain, neighbours.editable) for key in neighbours.by_code[plain[i]]]
+
+
 @dataclass(frozen=True)
 class _Substitutes:
     """What may stand for each letter: `by_code` under its code point, and 1 in `editable` where there is anything."""

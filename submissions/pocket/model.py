@@ -109,18 +109,27 @@ class Ensemble(nn.Module):
 
 
 class Pocket:
-    """Implements `bench.types.Encoder`: a frozen tower and its head for each modality."""
+    """Implements `bench.types.Encoder` and `Differentiable`: a frozen tower and its head for each modality."""
 
     def __init__(self, image_head: nn.Module, text_head: nn.Module, device: str) -> None:
         self._device = device
-        self.images = nn.Sequential(ImageTower(), image_head).eval().to(device)
-        self.texts = nn.Sequential(TextTower(), text_head).eval().to(device)
+        self.images = nn.Sequential(ImageTower(), image_head).eval().requires_grad_(False).to(device)
+        self.texts = nn.Sequential(TextTower(), text_head).eval().requires_grad_(False).to(device)
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[PIL.Image.Image]) -> Float[np.ndarray, "n_images dim"]:
         """Vectors in the shared space, (n_images, dim) float32."""
         vectors: Tensor = self.images(to_pixels(images).to(self._device))
         return vectors.cpu().numpy()
+
+    def pixels(self, images: Sequence[PIL.Image.Image]) -> Float[Tensor, "n_images 3 224 224"]:
+        """Whole images squashed to 224 x 224, in [0, 1]; one of that size stays as it is."""
+        return to_pixels(images) / 255
+
+    def embed_pixels(self, pixels: Float[Tensor, "n 3 224 224"]) -> Float[Tensor, "n dim"]:
+        """What `encode_images` gives for such pixels, (n, dim) float32, differentiable."""
+        vectors: Tensor = self.images(pixels.to(self._device) * 255)
+        return vectors
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:

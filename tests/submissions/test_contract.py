@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import open_clip
+import PIL.Image
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
+from torchvision.transforms.functional import to_tensor
 
 from bench.check import check_submission
 from bench.data.registry import load_collection
@@ -17,6 +21,7 @@ from bench.evaluate import rank_direction, to_unit
 from bench.metrics import hit
 from bench.submission import Submission, find_submission, scaffold, shipped_submissions
 from bench.worker.host import Worker, WorkerSettings
+from submissions.backbones.open_clip_encoder import OpenClipEncoder
 
 SHIPPED = sorted(shipped_submissions())
 
@@ -45,6 +50,7 @@ def loadable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submission]:
 def test_contract(name: str, loadable: dict[str, Submission]) -> None:
     report = check_submission(loadable[name], WorkerSettings(offline=True), batch_size=8)
     assert report.passed, [step for step in report.steps if not step.passed]
+    assert {"pixels", "gradient"} <= {step.name for step in report.steps}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -71,6 +77,35 @@ def test_openclip_agrees_with_open_clip_itself(loadable: dict[str, Submission]) 
         found_texts = worker.encode_texts(collection.captions)
     np.testing.assert_allclose(found_images, expected_images, atol=1e-5)
     np.testing.assert_allclose(found_texts, expected_texts, atol=1e-5)
+
+
+@pytest.mark.parametrize("resize_mode", ["squash", "shortest", "longest"])
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_pixels_and_normalisation_make_up_what_open_clip_does(resize_mode: str, size: tuple[int, int]) -> None:
+    encoder = small_open_clip(image_transform_v2(PreprocessCfg(size=size, resize_mode=resize_mode), False), size)
+    rng = np.random.Generator(np.random.Philox(0))
+    levels = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((70, 40, 3), (33, 90, 3), (*size, 3))]
+    images = [PIL.Image.fromarray(array) for array in levels]
+    pixels = encoder.pixels(images)
+    torch.testing.assert_close(pixels[2], torch.from_numpy(levels[2]).permute(2, 0, 1) / 255, rtol=0, atol=0)
+    again = [PIL.Image.fromarray(image.permute(1, 2, 0).mul(255).round().byte().numpy()) for image in pixels]
+    torch.testing.assert_close(encoder.pixels(again), pixels, rtol=0, atol=0)
+    found = encoder.embed_pixels(pixels)
+    torch.testing.assert_close(found, torch.from_numpy(encoder.encode_images(images)), rtol=1e-5, atol=1e-6)
+
+
+def test_an_open_clip_transform_without_normalisation_is_all_of_it() -> None:
+    encoder = small_open_clip(to_tensor, (32, 32))
+    image = PIL.Image.new("RGB", (32, 32), (10, 20, 30))
+    found = encoder.embed_pixels(encoder.pixels([image]))
+    torch.testing.assert_close(found, torch.from_numpy(encoder.encode_images([image])), rtol=1e-5, atol=1e-6)
+
+
+def small_open_clip(preprocess: Callable[[PIL.Image.Image], torch.Tensor], size: tuple[int, int]) -> OpenClipEncoder:
+    torch.manual_seed(0)
+    vision = {"image_size": size, "patch_size": 16, "width": 32, "head_width": 16, "layers": 2}
+    text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 2, "layers": 1}
+    return OpenClipEncoder(open_clip.CLIP(16, vision, text), preprocess, torch.tensor, "cpu", "float32")
 
 
 @pytest.mark.parametrize(

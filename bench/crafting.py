@@ -1,0 +1,299 @@
+"""Attacked items of a collection: made by the attacks of `shifts` against one submission, in a worker of its own, and
+brought back inside the budget here. What decides a batch is its items, the plan and the victim, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from bench.examples import NO_IMAGES, Batch, Examples, join, make_examples
+from bench.records import Cell, digest_of
+from bench.shifted import draw_partners, prepare_clean, source_digest
+from bench.submission import Submission
+from bench.types import Collection, Stage
+from bench.victim import Victim
+from bench.worker.host import Worker, WorkerSettings
+from shifts.attacks.budget import clip_pixels, enforce_pixels, enforce_text, to_levels, to_pixels
+from shifts.attacks.catalogue import STEPS, Attack
+from shifts.attacks.goal import Goal, rival_levels
+from shifts.seeding import sample_rng
+
+CAPTIONS_A_BATCH = 64
+_CHUNK = 1024
+_VERSION = 1
+Role = Literal["query", "gallery", "distractor", "both"]
+Done = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An attack within a budget, and what its items are in the retrieval: threat models share examples by role."""
+
+    attack: Attack
+    budget: int
+    role: Role
+    stage: Stage | Literal[""]
+    seed: int
+    steps: int = STEPS
+
+    @property
+    def slug(self) -> str:
+        """A folder's name for its examples."""
+        parts = (self.attack.name, str(self.budget), self.role, self.stage, f"seed-{self.seed}" if self.seed else "")
+        return "-".join(part for part in parts if part)
+
+    @property
+    def identity(self) -> list[object]:
+        """What, beside items and victim, decides the examples."""
+        return [self.attack.name, self.attack.version, self.budget, self.role, self.stage, self.seed, self.steps]
+
+
+class Sides(NamedTuple):
+    """Unit vectors of a collection's clean items, (n_images, dim) and (n_captions, dim) float32."""
+
+    images: Float[Tensor, "n_images dim"]
+    texts: Float[Tensor, "n_captions dim"]
+
+
+def role_of(cell: Cell) -> Role:
+    """What the attacked items of a cell are in its retrieval."""
+    roles: dict[str, Role] = {"query": "query", "distractor": "distractor", "both": "both"}
+    return roles.get(cell.threat_model, "gallery")
+
+
+class Crafter:
+    """Makes and keeps the attacked items of one submission's run; closes its worker when it is closed."""
+
+    def __init__(
+        self, submission: Submission, settings: WorkerSettings, batch_size: int, folder: Path, surroundings: object
+    ) -> None:
+        """`folder` takes the examples; `surroundings` is what else decides them, such as library versions.
+
+        Whatever a submission is scored in, it is attacked in float32.
+        """
+        self._submission, self._batch_size = submission, batch_size
+        self._settings = replace(settings, dtype="float32")
+        self._folder, self._surroundings = folder, surroundings
+        self._worker: Worker | None = None
+        self._victim: Victim | None = None
+
+    @property
+    def victim(self) -> Victim:
+        """The submission in the worker that is attacked, started when first needed.
+
+        Raises:
+            SubmissionError: it cannot be loaded.
+        """
+        if self._victim is None:
+            self._worker = Worker(self._submission, self._settings)
+            self._victim = Victim(self._worker, self._batch_size)
+        return self._victim
+
+    def close(self) -> None:
+        """Ends the worker, if there is one; the next attack starts a fresh one."""
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = self._victim = None
+
+    def crops(self, collection: Collection) -> Examples:
+        """The canvas images as the victim sees them: at its own size and in whole levels, not attacked."""
+        canvas = prepare_clean(canvas=True)
+
+        def crop(items: np.ndarray, number: int) -> Batch:
+            pixels = [canvas(collection.images[item]) for item in items]
+            if self.victim.differentiable:
+                return Batch(items, images=to_levels(self.victim.pixels(pixels)))
+            return Batch(items, images=np.stack(pixels))
+
+        size = self._batch_size
+        if self.victim.differentiable:
+            batches = _chunks(np.arange(len(collection.images)), size)
+        else:
+            batches = _by_shape([canvas(image).shape for image in collection.images], size)
+        return self._make("crops", ["crops"], collection, batches, crop, lambda count: None)
+
+    def attack(self, plan: Plan, collection: Collection, crops: Examples | None, sides: Sides, done: Done) -> Examples:
+        """All items of `collection` that the plan changes, attacked.
+
+        Args:
+            crops: what image attacks start from.
+            sides: vectors of the clean items, those of the images from `crops` where images are attacked.
+            done: is told how many items are finished.
+
+        Raises:
+            SubmissionError: the victim failed.
+            MissingError: a package that the attack needs is missing.
+        """
+        task = _Task(plan, collection, crops, make_goal(plan, collection, sides))
+        make = {"image": self._image_batch, "text": self._text_batch, "joint": self._joint_batch}[plan.attack.modality]
+
+        def attack(items: np.ndarray, number: int) -> Batch:
+            self.victim.forget_texts()  # in which company a text was encoded decides its last bits
+            return make(task, items, task.rng(items))
+
+        if plan.attack.modality == "text":
+            batches = _chunks(np.arange(len(collection.captions)), CAPTIONS_A_BATCH)
+        else:
+            batches = _by_shape(task.shapes, self._batch_size)
+        return self._make(plan.slug, plan.identity, collection, batches, attack, done)
+
+    def attack_images(
+        self, plan: Plan, crops: UInt8[np.ndarray, "batch height width 3"], goal: Goal, rng: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "batch height width 3"], Float[Tensor, "batch 3 height width"]]:
+        """One batch, rounded and unrounded, both inside the budget."""
+        attacked = plan.attack.run(
+            lambda pixels: goal.logits(self.victim.embed_pixels(pixels)),
+            to_pixels(crops),
+            plan.budget / 255,
+            plan.steps,
+            rng,
+        )
+        return enforce_pixels(attacked, crops, plan.budget), clip_pixels(attacked, crops, plan.budget)
+
+    def attack_queries(
+        self, plan: Plan, crops: UInt8[np.ndarray, "n height width 3"], goal: Goal
+    ) -> UInt8[np.ndarray, "n height width 3"]:
+        """Images that ask, attacked for an examination: in batches, nothing is kept."""
+        made = []
+        for rows in _chunks(np.arange(len(crops)), self._batch_size):
+            rng = sample_rng(plan.seed, plan.attack.name, plan.attack.version, plan.budget, f"examined {rows.tolist()}")
+            made.append(self.attack_images(plan, crops[rows], goal.take(torch.from_numpy(rows)), rng)[0])
+        return np.concatenate(made)
+
+    def identity(self, collection: Collection) -> list[object]:
+        """What, beside a plan, decides the examples of a collection."""
+        loaded = self.victim.loaded
+        facts = [loaded.weights_sha256, loaded.versions, loaded.device_name, self._settings.dtype, self._batch_size]
+        return [_VERSION, self._submission.fingerprint, *facts, self._surroundings, source_digest(collection)]
+
+    def _image_batch(self, task: _Task, items: np.ndarray, rng: np.random.Generator) -> Batch:
+        goal = task.goal.take(torch.from_numpy(items))
+        attacked, unrounded = self.attack_images(task.plan, task.pixels(items), goal, rng)
+        return Batch(items, images=attacked, unrounded=self._embed(unrounded))
+
+    def _text_batch(self, task: _Task, items: np.ndarray, rng: np.random.Generator) -> Batch:
+        attack, budget = task.plan.attack, task.plan.budget
+        originals = [task.collection.captions[item] for item in items]
+        attacked = attack.run(self._text_losses(task.goal, items), originals, budget, rng)
+        pairs = zip(attacked, originals, strict=True)
+        return Batch(items, captions=items, texts=[enforce_text(*pair, budget, attack.edit_unit) for pair in pairs])
+
+    def _joint_batch(self, task: _Task, items: np.ndarray, rng: np.random.Generator) -> Batch:
+        budget, pixels = task.plan.budget, task.pixels(items)
+        captions, owners = _captions_of(task.collection, items)
+        originals = [task.collection.captions[caption] for caption in captions]
+        images, attacked = task.plan.attack.run(
+            self.victim, to_pixels(pixels), originals, owners, budget / 255, task.plan.steps, rng
+        )
+        texts = [enforce_text(*pair, 1, "words") for pair in zip(attacked, originals, strict=True)]
+        unrounded = self._embed(clip_pixels(images, pixels, budget))
+        return Batch(items, enforce_pixels(images, pixels, budget), captions, texts, unrounded)
+
+    def _text_losses(self, goal: Goal, items: np.ndarray) -> Callable[[Sequence[str], np.ndarray], np.ndarray]:
+        """How bad candidates are for the victim, each in the place of one of `items`."""
+
+        def losses(texts: Sequence[str], rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+            found = []
+            for start in range(0, len(texts), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                wanted = goal.take(torch.from_numpy(items[rows[part]]))
+                found.append(wanted.losses(self.victim.encode_texts(texts[part])).double().numpy())
+            return np.concatenate(found) if found else np.empty(0)
+
+        return losses
+
+    @torch.no_grad()
+    def _embed(self, pixels: Tensor) -> np.ndarray:
+        return self.victim.embed_pixels(pixels).numpy()
+
+    def _make(
+        self,
+        slug: str,
+        identity: Sequence[object],
+        collection: Collection,
+        batches: Sequence[np.ndarray],
+        attack: Callable[[np.ndarray, int], Batch],
+        done: Done,
+    ) -> Examples:
+        key = digest_of(identity, self.identity(collection))
+        made = list(make_examples(self._folder / folder_name(collection, slug), key, batches, attack, done))
+        return join(made, [image.id for image in collection.images], collection.captions)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What all batches of a plan have in common."""
+
+    plan: Plan
+    collection: Collection
+    crops: Examples | None
+    goal: Goal
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [image.pixels.shape for image in self.crops.images] if self.crops else []
+
+    def pixels(self, items: np.ndarray) -> UInt8[np.ndarray, "batch height width 3"]:
+        return np.stack([self.crops.images[item].pixels for item in items]) if self.crops else NO_IMAGES
+
+    def rng(self, items: np.ndarray) -> np.random.Generator:
+        """The stream of one batch: of which items it is made decides, not its number."""
+        plan = self.plan
+        batch = f"{self.collection.name} {plan.role} {items.tolist()}"
+        return sample_rng(plan.seed, plan.attack.name, plan.attack.version, plan.budget, batch)
+
+
+def make_goal(plan: Plan, collection: Collection, sides: Sides) -> Goal:
+    """What the plan's attack is after, one row for each image (for each caption, if it changes captions).
+
+    Of a joint attack, which has its own objective, the goal as of queries.
+    """
+    own = torch.zeros((len(collection.images), len(collection.captions)), dtype=torch.bool)
+    own[tuple(torch.from_numpy(collection.positives).T)] = True
+    if plan.attack.modality == "text":
+        rivals = None if plan.role == "query" else rival_levels(sides.images @ sides.texts.T, own)
+        return Goal(sides.images, own.T.contiguous(), rivals)
+    if plan.role == "distractor":
+        partners = draw_partners(plan.seed, "distractor", 1, collection)
+        everyone = rival_levels(sides.texts @ sides.images.T, torch.zeros_like(own.T))
+        return Goal(sides.texts, own[partners], everyone, attract=True)
+    rivals = rival_levels(sides.texts @ sides.images.T, own.T) if plan.role == "gallery" else None
+    return Goal(sides.texts, own, rivals)
+
+
+def folder_name(collection: Collection, slug: str) -> str:
+    """Where in a run's examples those of a plan lie."""
+    return f"{collection.name.replace('/', '-')}-{slug}"
+
+
+def _captions_of(collection: Collection, items: np.ndarray) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """The captions that belong to these images, and whose each is, as a place in `items`.
+
+    A caption belongs to the first image that it goes with: it is attacked once.
+    """
+    pairs = collection.positives[np.lexsort(collection.positives.T)]
+    captions, first = np.unique(pairs[:, 1], return_index=True)
+    images = pairs[first, 0]
+    places = {item: place for place, item in enumerate(items.tolist())}
+    chosen = np.isin(images, items)
+    return captions[chosen], np.array([places[image] for image in images[chosen].tolist()], np.int64)
+
+
+def _chunks(items: np.ndarray, size: int) -> list[np.ndarray]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _by_shape(shapes: Sequence[tuple[int, ...]], size: int) -> list[np.ndarray]:
+    """Items in batches of one shape, in their order."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for item, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(item)
+    return [batch for members in groups.values() for batch in _chunks(np.array(members), size)]

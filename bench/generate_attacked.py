@@ -1,0 +1,225 @@
+"""Attacked copies of a collection as Parquet files that the `datasets` library opens: the victim's crops, and for each
+attack what was made of them or of the captions. While they are made, the examples lie beside them batch by batch, so
+that the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from bench.attack import EXAMPLES, verify_budget
+from bench.crafting import Crafter, Plan, Role, Sides
+from bench.data.registry import load_collection
+from bench.embed import Embedder
+from bench.errors import UsageError
+from bench.evaluate import to_unit
+from bench.examples import Examples
+from bench.feed import pixels_digest
+from bench.generate import SHARD_IMAGES, GenerateObserver, captions_by_image, check_free, check_same_inputs, to_png
+from bench.generated import CARD, LOCK, MANIFEST, GeneratedManifest, Part, config_name, make_card, verify_generated
+from bench.generated import PLAN as BEGUN
+from bench.generated import Plan as Inputs
+from bench.records import digest_of, to_json
+from bench.shifted import caption_ids, prepare_clean, processor_name, source_digest, version_of, versions
+from bench.store import cache_folder, locked, sha256_of, write_atomic
+from bench.submission import Submission
+from bench.types import Collection
+from bench.worker.host import WorkerSettings
+from shifts.attacks.catalogue import Attack
+
+CROPS = "crops"
+
+
+@dataclass(frozen=True)
+class AttackedSettings:
+    """What the command line says about a data set to be attacked.
+
+    Args:
+        dataset: NAME[/SPLIT] or FORMAT:PATH[/SPLIT].
+        attacks: with their budgets.
+        victim: the submission that the items are made against.
+        role: what the attacked items are in the retrieval; attacks on both sides have `both`.
+        limit: only the first images.
+    """
+
+    dataset: str
+    attacks: tuple[tuple[Attack, int], ...]
+    victim: Submission
+    role: Role = "query"
+    data_dirs: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+    limit: int | None = None
+    batch_size: int = 32
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+
+
+def generate_attacked(settings: AttackedSettings, output: Path, observer: GenerateObserver) -> GeneratedManifest:
+    """Writes the attacked copies to `output`, or what of them is not there yet.
+
+    Raises:
+        UsageError: `output` holds something else, another process writes to it, or the victim gives no gradient.
+        InputError: the data set cannot be used.
+        SubmissionError: the victim failed.
+        MissingError: a package that an attack needs is missing.
+    """
+    collection = load_collection(settings.dataset, data_dirs=settings.data_dirs, offline=settings.worker.offline)
+    collection = collection if settings.limit is None else collection.head(settings.limit)
+    inputs = _inputs(settings, collection)
+    check_free(output)
+    with locked(output):
+        check_same_inputs(output, inputs)
+        if (output / MANIFEST).exists():
+            manifest = verify_generated(output)
+        else:
+            write_atomic(output / BEGUN, to_json(inputs))
+            parts = tuple(_make_parts(settings, collection, output, observer))
+            manifest = GeneratedManifest(plan=inputs, parts=parts)
+            write_atomic(output / CARD, make_card(manifest).encode())
+            write_atomic(output / MANIFEST, to_json(manifest))
+            (output / BEGUN).unlink()
+        shutil.rmtree(output / EXAMPLES, ignore_errors=True)
+    (output / LOCK).unlink(missing_ok=True)
+    return manifest
+
+
+def _inputs(settings: AttackedSettings, collection: Collection) -> Inputs:
+    return Inputs(
+        collection=collection.name,
+        revision=collection.revision,
+        source_sha256=source_digest(collection),
+        n_images=len(collection.images),
+        n_captions=len(collection.captions),
+        seed=settings.seed,
+        shifts=(CROPS, *(attack.id(budget) for attack, budget in settings.attacks)),
+        victim=settings.victim.label,
+        victim_fingerprint=settings.victim.fingerprint,
+        role=settings.role,
+        versions={"rove-bench": version_of("rove-bench"), "pyarrow": version_of("pyarrow"), **versions()},
+        processor=processor_name(),
+    )
+
+
+def _make_parts(
+    settings: AttackedSettings, collection: Collection, output: Path, observer: GenerateObserver
+) -> Iterator[Part]:
+    surroundings = {**versions(), "processor": processor_name()}
+    make = (settings.victim, settings.worker)
+    with (
+        Embedder(*make, cache_folder(), settings.batch_size, surroundings) as embedder,
+        closing(Crafter(*make, settings.batch_size, output / EXAMPLES, surroundings)) as crafter,
+    ):
+        _check_applicable(settings, crafter)
+        counts = {"text": len(collection.captions)}
+        n_items = sum(counts.get(attack.modality, len(collection.images)) for attack, _ in settings.attacks)
+        observer.planned(n_items)
+        crops = crafter.crops(collection)
+        images = embedder.images(crops.images, prepare_clean(canvas=False), [False, []], lambda count: None)
+        texts = embedder.texts(list(collection.captions), lambda count: None)
+        sides = Sides(*(torch.from_numpy(to_unit(part.vectors)) for part in (images, texts)))
+        yield _write_part(output, CROPS, 0, collection, crops, with_images=True, facts=_facts(settings))
+        for attack, budget in settings.attacks:
+            role: Role = "both" if attack.modality == "joint" else settings.role
+            plan = Plan(attack, budget, role, "", settings.seed)
+            name = attack.id(budget)
+            done = _counter(observer, name)
+            examples = crafter.attack(plan, collection, crops, sides, done)
+            verify_budget(plan, collection, crops, examples)
+            facts = _facts(settings, attack, budget, role)
+            with_images = attack.modality != "text"
+            yield _write_part(output, name, attack.version, collection, examples, with_images, facts)
+
+
+def _check_applicable(settings: AttackedSettings, crafter: Crafter) -> None:
+    blind = next((attack for attack, _ in settings.attacks if attack.access == "white"), None)
+    if blind and not crafter.victim.differentiable:
+        raise UsageError(
+            f"{blind.name} needs a gradient, which {settings.victim.label} does not give; "
+            "`rove list attacks` shows the black-box ones."
+        )
+
+
+def _counter(observer: GenerateObserver, name: str) -> Any:
+    return lambda count: observer.shard_done(name, count)
+
+
+def _facts(settings: AttackedSettings, attack: Attack | None = None, budget: int = 0, role: str = "") -> dict[str, Any]:
+    """The attack's parameters, which stand on every row."""
+    return {
+        "attack": attack.name if attack else CROPS,
+        "attack_version": attack.version if attack else 0,
+        "budget": budget,
+        "unit": attack.unit if attack else "",
+        "role": role,
+        "victim": settings.victim.label,
+        "seed": settings.seed,
+    }
+
+
+def _write_part(
+    output: Path,
+    name: str,
+    version: int,
+    collection: Collection,
+    examples: Examples,
+    with_images: bool,
+    facts: Mapping[str, Any],
+) -> Part:
+    """One configuration, one row an image."""
+    ids, captions_of = caption_ids(collection), captions_by_image(collection)
+    schema, config = _schema(with_images), config_name(name)
+    files: dict[str, str] = {}
+    for number, start in enumerate(range(0, len(collection.images), SHARD_IMAGES)):
+        rows = [
+            {
+                **(to_png(image.id, examples.images[index].pixels) if with_images else {}),
+                "image_id": image.id,
+                "captions": [examples.captions[i] for i in captions_of[index]],
+                "caption_ids": [ids[i] for i in captions_of[index]],
+                "original_captions": [collection.captions[i] for i in captions_of[index]],
+                **facts,
+            }
+            for index, image in enumerate(collection.images[start : start + SHARD_IMAGES], start)
+        ]
+        path = f"data/{config}/{number:05d}.parquet"
+        buffer = io.BytesIO()
+        table = pa.Table.from_pylist(rows, schema=schema)
+        pq.write_table(table, buffer, compression="none" if with_images else "zstd")
+        write_atomic(output / path, buffer.getvalue())
+        files[path] = sha256_of(output / path)
+    changed = [a != b for a, b in zip(examples.captions, collection.captions, strict=True)]
+    return Part(
+        config=config,
+        shift=name,
+        kind="images" if with_images else "captions",
+        version=version,
+        n_rows=len(collection.images),
+        n_unchanged=0 if with_images else changed.count(False),
+        content_sha256=_content(examples, with_images),
+        files=files,
+    )
+
+
+def _content(examples: Examples, with_images: bool) -> str:
+    digests = [pixels_digest(image.pixels).hex() for image in examples.images] if with_images else []
+    return digest_of(digests, list(examples.captions))
+
+
+def _schema(with_images: bool) -> pa.Schema:
+    """The columns, with the metadata by which `datasets` knows images from bytes."""
+    from datasets import Features, Image, List, Value
+
+    text, whole, texts = Value("string"), Value("int32"), List(Value("string"))
+    pixels = {"image": Image(), "pixels_sha256": text} if with_images else {}
+    named = {"attack": text, "attack_version": whole, "budget": whole, "unit": text, "role": text, "victim": text}
+    captions = {"image_id": text, "captions": texts, "caption_ids": texts, "original_captions": texts}
+    return Features({**pixels, **captions, **named, "seed": Value("int64")}).arrow_schema

@@ -1,0 +1,157 @@
+"""Every attack there is, one line each, and the way from an id such as `pgd:2` to an attack within its budget.
+
+An attack's author writes one function. It may trust its arguments, and whatever it returns is brought back inside the
+budget by `shifts.attacks.budget`: pixels are clipped and rounded to whole levels, strings that were edited too often
+fall back to the original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Literal
+
+from bench.errors import UsageError, unknown_name
+from bench.types import Direction, ThreatModel
+
+Modality = Literal["image", "text", "joint"]
+EPS: tuple[int, ...] = (1, 2, 4, 8)
+STEPS = 10
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A named attack; an id names one budget of it.
+
+    Args:
+        name: as in the literature.
+        modality: what it changes. `image` and `joint` budgets are eps in levels of 255, `text` budgets are edits
+            (Levenshtein distance in `unit`); a joint attack also makes one word edit.
+        access: `white`, if it needs gradients; `black`, if scores are enough.
+        budgets: those that suites may name.
+        unit: in which the budget counts.
+        version: raised whenever the same inputs would give other bytes.
+        run: the author's function. Image: `(logits, images, eps, steps, rng) -> images`, text:
+            `(losses, texts, budget, rng) -> texts`, joint: `(victim, images, texts, owners, eps, steps, rng) ->
+            (images, texts)`; see the modules.
+        summary: one line for people.
+    """
+
+    name: str
+    modality: Modality
+    access: Literal["white", "black"]
+    budgets: tuple[int, ...]
+    version: int
+    run: Callable[..., Any]
+    summary: str
+    unit: Literal["levels of 255", "characters", "words"] = "levels of 255"
+
+    @property
+    def threat_models(self) -> tuple[ThreatModel, ...]:
+        """What of a collection it can attack."""
+        if self.modality == "joint":
+            return ("both",)
+        single: tuple[ThreatModel, ...] = ("query", "gallery_target", "gallery_all")
+        return (*single, "distractor") if self.modality == "image" else single
+
+    def directions(self, threat_model: ThreatModel) -> tuple[Direction, ...]:
+        """The questions whose answers an attack under that threat model can change."""
+        if self.modality == "joint":
+            return ("t2i", "i2t")
+        asks_with_images = (threat_model == "query") == (self.modality == "image")
+        return ("i2t",) if asks_with_images else ("t2i",)
+
+    @property
+    def edit_unit(self) -> Literal["characters", "words"]:
+        """In which its edits of captions count."""
+        return "characters" if self.unit == "characters" else "words"
+
+    @property
+    def family(self) -> str:
+        """What it is averaged with."""
+        return f"{self.modality}_attack"
+
+    def id(self, budget: int) -> str:
+        """The id of this attack within `budget`, such as "pgd:2"."""
+        return f"{self.name}:{budget}"
+
+
+@dataclass(frozen=True)
+class _Lazy:
+    """A function of `shifts.attacks.<module>`, imported when first called: listing attacks must not load torch."""
+
+    module: str
+    name: str
+
+    @cached_property
+    def function(self) -> Callable[..., Any]:
+        return getattr(import_module(f"shifts.attacks.{self.module}"), self.name)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)
+
+
+def _image(name: str, access: Literal["white", "black"], summary: str, module: str = "image") -> Attack:
+    return Attack(name, "image", access, EPS, 1, _Lazy(module, name), summary)
+
+
+def _text(name: str, unit: Literal["characters", "words"], module: str, summary: str) -> Attack:
+    return Attack(name, "text", "black", (1, 2), 1, _Lazy(module, name), summary, unit)
+
+
+def _joint(name: str, summary: str) -> Attack:
+    return Attack(name, "joint", "white", EPS, 1, _Lazy("joint", name), summary)
+
+
+CATALOGUE: tuple[Attack, ...] = (
+    _image("random_noise", "black", "every value up or down by eps at random: what any attack must beat"),
+    _image("fgsm", "white", "one step along the gradient's sign"),
+    _image("pgd", "white", "projected gradient ascent from a random start"),
+    _image("mi_fgsm", "white", "iterated steps with momentum"),
+    _image("apgd", "white", "projected ascent that chooses its own step sizes"),
+    _image("square", "black", "random squares, kept where they hurt"),
+    _image("sga_image", "white", "the image step of SGA: ascent over several scales at once", "joint"),
+    _text("bert_attack", "words", "words", "the words that matter most, for others that fit"),
+    _text("charmer", "characters", "characters", "any character inserted, deleted or replaced, best places first"),
+    _text("typo_greedy", "characters", "characters", "slips to a neighbouring key, the worst first"),
+    _joint("separate", "PGD and BERT-Attack, each for itself"),
+    _joint("co_attack", "words first, then the image away from its clean self and the changed words"),
+    _joint("sga", "set-guided: all captions of an image against all scales of it"),
+)
+
+
+def find_attack(name: str) -> Attack:
+    """The attack of that name, without a budget.
+
+    Raises:
+        UsageError: there is none; the message offers the nearest.
+    """
+    for attack in CATALOGUE:
+        if attack.name == name:
+            return attack
+    raise unknown_name("attack", name, (attack.name for attack in CATALOGUE), "rove list attacks")
+
+
+def is_attack(shift_id: str) -> bool:
+    """Whether an id names an attack and not a shift."""
+    return any(attack.name == shift_id.partition(":")[0] for attack in CATALOGUE)
+
+
+def parse_attack(attack_id: str) -> tuple[Attack, int]:
+    """The attack and budget that an id names.
+
+    Raises:
+        UsageError: the name is unknown, or the budget is missing or not one of the attack's.
+    """
+    name, _, amount = attack_id.partition(":")
+    attack = find_attack(name)
+    for known in attack.budgets:
+        if str(known) == amount:
+            return attack, known
+    known_budgets = ", ".join(map(str, attack.budgets))
+    got = f"'{amount}'" if amount else "none"
+    raise UsageError(
+        f"{name} has the budgets {known_budgets} ({attack.unit}); got {got}. Write {attack.id(attack.budgets[-1])}."
+    )
