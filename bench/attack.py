@@ -5,7 +5,7 @@ they were; with the checks that tell whether the result may be believed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +14,41 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from bench.bundle import Results
-from bench.crafting import Crafter, Plan, Sides, folder_name, make_goal, role_of
+from bench.crafting import Crafter, Plan, Sides, candidate_source, folder_name, make_aim, make_goal, role_of
 from bench.embed import Embedded, Embedder
 from bench.errors import InputError, RoveError
 from bench.evaluate import Distractors, StandIns, rank, to_unit
 from bench.evidence import Evidence, Variant, in_variant, pack_evidence
 from bench.examples import Examples, join, read_examples
-from bench.records import AttackReport, Cell, Check, CurvePoint, Estimate, digest_of, read_json, to_json
+from bench.feed import Prepare
+from bench.records import (
+    AttackReport,
+    Cell,
+    Check,
+    CurvePoint,
+    Estimate,
+    Objective,
+    digest_of,
+    read_json,
+    to_json,
+)
 from bench.reliability import Examination, examine, examine_texts
+from bench.retrieval.rerank import PairScores, SecondStage
 from bench.scoring import Metrics, find_flags, score_attack, score_evidence
+from bench.second import Aim, NotApplicable, Readings, find_objective, in_both_directions, score_stand_ins
 from bench.shifted import prepare_clean
 from bench.store import write_atomic
-from bench.types import Collection, Direction
+from bench.types import Collection, Direction, Image
 from shifts.attacks.budget import count_edits, largest_change
-from shifts.attacks.catalogue import Attack, find_attack, parse_attack
-from shifts.attacks.goal import Goal
+from shifts.attacks.catalogue import STEPS, Attack, find_attack, parse_attack
 from shifts.resources import find_missing_packages
 from shifts.seeding import sample_rng
 
-N_EXAMINED = 32
+N_EXAMINED = 24
 EXAMPLES = "examples"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz "
-_EXAMINED_BY = {True: ("pgd", 4), False: ("square", 8)}
+_EXAMINED_BY = {True: ("pgd", 4, STEPS), False: ("square", 8, 2)}  # by whether there is a gradient
 Progress = Callable[[int], None]
-
-
-class NotApplicable(RoveError):
-    """The cell's attack cannot be run against the submission; the message says why."""
 
 
 class Findings(BaseModel):
@@ -63,19 +71,27 @@ class Attacked:
     texts: Embedded
     n_distractors: int
     distractors_sha256: str | None
+    token_bytes: int | None
 
 
 @dataclass(frozen=True)
 class _Items:
-    """Embeddings of a collection's items: of each modality as they were, attacked, and before rounding."""
+    """Embeddings of a collection's items: of each modality as they were, attacked, and before rounding.
+
+    Beside them what a second stage reads of them; None where there is none.
+    """
 
     clean: tuple[Embedded, Embedded]
     attacked: tuple[Embedded, Embedded]
     unrounded: np.ndarray | None
+    clean_readings: Readings | None = None
+    attacked_readings: Readings | None = None
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        return ("", "clean") if self.unrounded is None else ("", "clean", "unrounded")
+        """What is ranked; unrounded pixels only by one stage, since their tokens are not kept."""
+        one_stage = self.unrounded is not None and self.clean_readings is None
+        return ("", "clean", "unrounded") if one_stage else ("", "clean")
 
     def vectors(self, variant: Variant) -> tuple[np.ndarray, np.ndarray]:
         """Images and captions, unit vectors."""
@@ -93,13 +109,20 @@ class AttackScorer:
         label: of that submission.
         folder: of the run's examples.
         source: another run, whose examples are scored instead of new ones.
+        rerank_k: how many items of each query the submission's second stage orders; None if it has none.
     """
 
     def __init__(
-        self, embedder: Embedder, crafter: Crafter, label: str, folder: Path, source: Results | None = None
+        self,
+        embedder: Embedder,
+        crafter: Crafter,
+        label: str,
+        folder: Path,
+        source: Results | None = None,
+        rerank_k: int | None = None,
     ) -> None:
         self._embedder, self._crafter, self._label = embedder, crafter, label
-        self._folder, self._source = folder, source
+        self._folder, self._source, self._rerank_k = folder, source, rerank_k
 
     def close(self) -> None:
         """Ends the worker that is attacked; the next attack starts a fresh one."""
@@ -113,23 +136,23 @@ class AttackScorer:
         """The cell's items attacked and scored; `progress` is told of finished items.
 
         Raises:
-            NotApplicable: the attack needs a gradient, and the submission has none.
+            NotApplicable: the attack needs a gradient, and the submission has none, or it cannot reach the stage.
             SubmissionError: the submission failed.
             MissingError: a package that the attack needs is missing.
         """
         attack, budget = parse_attack(cell.shift)
-        plan = Plan(attack, budget, role_of(cell), cell.stage, cell.seed)
-        self._check_applicable(cell, attack)
+        objective = self._choose_objective(cell, attack)
+        role = role_of(cell)
+        plan = Plan(attack, budget, role, cell.stage, cell.seed, objective=objective, rerank_k=self._rerank_k)
         crops = None if attack.modality == "text" else self._crops(collection)
         clean = self._embed_images(collection, crops), self._embed_texts(collection.captions)
         sides = Sides(*(torch.from_numpy(to_unit(part.vectors)) for part in clean))
-        examples = self._examples(cell, plan, collection, crops, sides, progress)
-        items = self._embed(attack, clean, examples, collection)
-        evidence = {
-            variant: _rank(cell, collection, items.vectors("clean"), items.vectors(variant), variant)
-            for variant in items.variants
-        }
-        report = self._report(cell, plan, collection, crops, examples, sides, items, evidence)
+        readings = self._read(collection, crops, collection.captions)
+        aim = make_aim(plan, collection, sides, readings)
+        examples = self._examples(cell, plan, collection, crops, aim, progress)
+        items = self._embed(attack, clean, readings, examples, collection)
+        evidence = {variant: self._rank(cell, collection, items, variant) for variant in items.variants}
+        report = self._report(cell, plan, collection, crops, examples, sides, aim, items, evidence)
         added = items.attacked[0] if plan.role == "distractor" else None
         images = items.clean[0] if added else items.attacked[0]
         return Attacked(
@@ -143,17 +166,20 @@ class AttackScorer:
             texts=items.attacked[1],
             n_distractors=len(added.vectors) if added else 0,
             distractors_sha256=added.fed_sha256 if added else None,
+            token_bytes=readings.token_bytes if readings else None,
         )
 
-    def _check_applicable(self, cell: Cell, attack: Attack) -> None:
+    def _choose_objective(self, cell: Cell, attack: Attack) -> Objective:
+        """What the items are made for; of another run's what that run did."""
+        if self._source is not None:
+            return _find_report(self._source, cell).objective
         loaded = self._embedder.start()
-        if attack.access == "white" and not loaded.differentiable and self._source is None:
+        if attack.access == "white" and not loaded.differentiable:
             raise NotApplicable(
                 f"{attack.name} needs a gradient, which {self._label} does not give (it implements no pixels and "
                 "embed_pixels); only black-box attacks run against it. See submissions/README.md."
             )
-        if cell.stage and not loaded.reranker:
-            raise NotApplicable(f"{self._label} has one stage; there is no {cell.stage} to be attacked by itself.")
+        return find_objective(cell, attack, loaded, self._label)
 
     def _crops(self, collection: Collection) -> Examples:
         if self._source is None:
@@ -166,11 +192,11 @@ class AttackScorer:
         plan: Plan,
         collection: Collection,
         crops: Examples | None,
-        sides: Sides,
+        aim: Aim,
         progress: Progress,
     ) -> Examples:
         if self._source is None:
-            return self._crafter.attack(plan, collection, crops, sides, progress)
+            return self._crafter.attack_with(plan, collection, crops, aim, progress)
         examples = _read(self._source.folder, collection, plan.slug)
         stated = _find_report(self._source, cell).examples_sha256
         if stated != examples.sha256:
@@ -179,21 +205,58 @@ class AttackScorer:
         return examples
 
     def _embed(
-        self, attack: Attack, clean: tuple[Embedded, Embedded], examples: Examples, collection: Collection
+        self,
+        attack: Attack,
+        clean: tuple[Embedded, Embedded],
+        readings: Readings | None,
+        examples: Examples,
+        collection: Collection,
     ) -> _Items:
         images, texts = clean
+        attacked = readings and replace(readings, captions=examples.captions)
         if attack.modality != "text":
             images = self._embed_images(collection, examples)
+            attacked = self._read(collection, examples, examples.captions)
         if attack.modality != "image":
             texts = self._embed_texts(examples.captions)
         rounded_only = self._source is not None or not len(examples.unrounded)
-        return _Items(clean, (images, texts), None if rounded_only else examples.unrounded)
+        unrounded = None if rounded_only else examples.unrounded
+        return _Items(clean, (images, texts), unrounded, readings, attacked)
 
     def _embed_images(self, collection: Collection, examples: Examples | None) -> Embedded:
         """Of the examples' images, or of the collection's on the canvas."""
-        images = collection.images if examples is None else examples.images
-        prepare = prepare_clean(canvas=examples is None)
-        return self._embedder.images(images, prepare, [examples is None, []], lambda count: None)
+        return self._embedder.images(*_pixels_of(collection, examples), lambda count: None)
+
+    def _read(self, collection: Collection, examples: Examples | None, captions: Sequence[str]) -> Readings | None:
+        """What the second stage reads of the same images, and of captions."""
+        if self._rerank_k is None:
+            return None
+        tokens = self._embedder.tokens(*_pixels_of(collection, examples), lambda count: None)
+        return Readings(tokens.vectors, captions, self._embedder.score_pairs)
+
+    def _rank(self, cell: Cell, collection: Collection, items: _Items, variant: Variant) -> dict[Direction, Evidence]:
+        """The evidence of all stages under the cell's threat model."""
+        second = self._second_stage(cell, collection, items, variant)
+        clean, changed = items.vectors("clean"), items.vectors(variant)
+        if cell.threat_model == "distractor":
+            more = Distractors() if variant == "clean" else Distractors(images=changed[0])
+            return rank(collection, *clean, cell.directions, more, second)
+        if cell.threat_model == "gallery_target":
+            return rank(collection, *clean, cell.directions, second=second, stand_ins=StandIns(*changed))
+        return rank(collection, *changed, cell.directions, second=second)
+
+    def _second_stage(self, cell: Cell, collection: Collection, items: _Items, variant: Variant) -> SecondStage | None:
+        clean, attacked = items.clean_readings, items.attacked_readings
+        if self._rerank_k is None or clean is None or attacked is None:
+            return None
+        score: PairScores = attacked.score
+        if variant == "clean":
+            score = clean.score
+        elif cell.threat_model == "distractor":
+            score = clean.with_distractors(attacked).score
+        elif cell.threat_model == "gallery_target":
+            score = score_stand_ins(clean, attacked, collection)
+        return in_both_directions(self._rerank_k, score)
 
     def _embed_texts(self, captions: Sequence[str]) -> Embedded:
         return self._embedder.texts(list(captions), lambda count: None)
@@ -206,22 +269,24 @@ class AttackScorer:
         crops: Examples | None,
         examples: Examples,
         sides: Sides,
+        aim: Aim,
         items: _Items,
         evidence: Mapping[Variant, Mapping[Direction, Evidence]],
     ) -> AttackReport:
         attack, n_images = plan.attack, len(collection.images)
         largest, most = verify_budget(plan, collection, crops, examples)
         asr = score_attack(evidence[""], evidence["clean"], n_images)
-        losses = None if attack.modality == "joint" else _losses(make_goal(plan, collection, sides), attack, items)
+        losses = None if attack.modality == "joint" else _losses(aim, attack, items)
         findings, checks = Findings(key="", checks=()), []
         if self._source is None:
             findings = self._examine(plan, collection, crops, sides)
-            checks = [*findings.checks, *self._check_result(plan, collection, examples, sides, losses, asr)]
+            checks = [*findings.checks, *self._check_result(plan, collection, examples, aim, losses, asr)]
         unrounded = evidence.get("unrounded")
         return AttackReport(
             access=attack.access,
             version=attack.version,
             victim=cell.victim or self._label,
+            objective=plan.objective,
             budget=plan.budget,
             unit=attack.unit,
             n_attacked=n_attacked(cell, collection),
@@ -229,7 +294,7 @@ class AttackScorer:
             largest_change=largest,
             most_edits=most,
             similarity=_similarity(collection.captions, examples.captions),
-            candidates=_candidates(attack),
+            candidates=candidate_source(attack),
             examples_sha256=examples.sha256,
             loss_before=losses and losses[0],
             loss_after=losses and losses[1],
@@ -265,7 +330,7 @@ class AttackScorer:
         plan: Plan,
         collection: Collection,
         examples: Examples,
-        sides: Sides,
+        aim: Aim,
         losses: tuple[float, float] | None,
         asr: Mapping[Direction, Mapping[str, Estimate]],
     ) -> list[Check]:
@@ -276,25 +341,23 @@ class AttackScorer:
                 Check(name="R@1 rises under attack", passed=fallen >= 0, detail=f"it falls by {100 * fallen:.1f} pp")
             ]
         rise = losses[1] - losses[0]
-        if plan.role == "distractor":
-            rise = fallen
         checks = [
             Check(name="attack raises no loss", passed=rise >= 0, detail=f"from {losses[0]:.3f} to {losses[1]:.3f}")
         ]
         if plan.attack.modality == "text":
-            checks.append(self._check_random_edits(plan, collection, examples, sides))
+            checks.append(self._check_random_edits(plan, collection, examples, aim))
         return checks
 
-    def _check_random_edits(self, plan: Plan, collection: Collection, examples: Examples, sides: Sides) -> Check:
+    def _check_random_edits(self, plan: Plan, collection: Collection, examples: Examples, aim: Aim) -> Check:
         """Random edits of the same size must be weaker."""
         rng = sample_rng(plan.seed, "random edits", 1, plan.budget, collection.name)
-        rows = torch.arange(min(4 * N_EXAMINED, len(collection.captions)))
-        goal = make_goal(plan, collection, sides).take(rows)
+        rows = np.arange(min(4 * N_EXAMINED, len(collection.captions)))
+        losses = aim.losses(self._crafter.victim, rows)
         words = [word for caption in collection.captions for word in caption.split()] or [""]
         originals = collection.captions[: len(rows)]
         edited = [_random_edits(text, plan.budget, plan.attack.edit_unit, words, rng) for text in originals]
         attacked = list(examples.captions[: len(rows)])
-        random, made = (float(goal.losses(self._crafter.victim.encode_texts(t)).mean()) for t in (edited, attacked))
+        random, made = (float(losses(texts, rows).mean()) for texts in (edited, attacked))
         detail = f"mean loss {random:.3f} under random edits, {made:.3f} under the attack"
         return Check(name="random edits as strong as the attack", passed=random <= made, detail=detail)
 
@@ -304,7 +367,7 @@ class AttackScorer:
 
     def _examine_images(self, plan: Plan, collection: Collection, crops: Examples, sides: Sides) -> Examination:
         """Of as many images of one size as there are, up to `N_EXAMINED`, as queries."""
-        name, eps = _EXAMINED_BY[self._crafter.victim.differentiable]
+        name, eps, steps = _EXAMINED_BY[self._crafter.victim.differentiable]
         shape = crops.images[0].pixels.shape
         rows = [row for row, image in enumerate(crops.images) if image.pixels.shape == shape][:N_EXAMINED]
         images = np.stack([crops.images[row].pixels for row in rows])
@@ -316,7 +379,7 @@ class AttackScorer:
             return self._crafter.attack_queries(one, images, goal)
 
         rng = sample_rng(plan.seed, "examination", 1, eps, collection.name)
-        return examine(self._crafter.victim, images, goal, craft, (name, eps), rng)
+        return examine(self._crafter.victim, images, goal, craft, (name, eps), rng, steps)
 
 
 def n_attacked(cell: Cell, collection: Collection) -> int:
@@ -349,27 +412,17 @@ def verify_budget(plan: Plan, collection: Collection, crops: Examples | None, ex
     return largest, most
 
 
-def _rank(
-    cell: Cell,
-    collection: Collection,
-    clean: tuple[np.ndarray, np.ndarray],
-    changed: tuple[np.ndarray, np.ndarray],
-    variant: Variant,
-) -> dict[Direction, Evidence]:
-    """The evidence of unit vectors under the cell's threat model; `changed` are those of all items, attacked or not."""
-    if cell.threat_model == "distractor":
-        more = Distractors() if variant == "clean" else Distractors(images=changed[0])
-        return rank(collection, *clean, cell.directions, more)
-    if cell.threat_model == "gallery_target":
-        return rank(collection, *clean, cell.directions, stand_ins=StandIns(*changed))
-    return rank(collection, *changed, cell.directions)
+def _pixels_of(collection: Collection, examples: Examples | None) -> tuple[Sequence[Image], Prepare, object]:
+    """The examples' images, or the collection's on the canvas; how each is made ready, and what says so."""
+    images = collection.images if examples is None else examples.images
+    return images, prepare_clean(canvas=examples is None), [examples is None, []]
 
 
-def _losses(goal: Goal, attack: Attack, items: _Items) -> tuple[float, float]:
+def _losses(aim: Aim, attack: Attack, items: _Items) -> tuple[float, float]:
     """What the attack raises, averaged over its items, before and after."""
     side = 1 if attack.modality == "text" else 0
     before, after = (torch.from_numpy(part[side].vectors) for part in (items.clean, items.attacked))
-    return float(goal.losses(before).mean()), float(goal.losses(after).mean())
+    return aim.mean_loss(before, items.clean_readings), aim.mean_loss(after, items.attacked_readings)
 
 
 def _random_edits(text: str, budget: int, unit: str, words: Sequence[str], rng: np.random.Generator) -> str:
@@ -404,14 +457,6 @@ def _similarity(originals: Sequence[str], attacked: Sequence[str]) -> float | No
     from shifts.text.meaning import similarities
 
     return float(np.mean(similarities(*zip(*changed, strict=True)), dtype=np.float64).round(4))
-
-
-def _candidates(attack: Attack) -> str:
-    if attack.modality == "image" or attack.edit_unit != "words":
-        return ""
-    from shifts.attacks.candidates import source
-
-    return source()
 
 
 def _read(folder: Path, collection: Collection, slug: str) -> Examples:

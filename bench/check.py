@@ -13,18 +13,20 @@ import numpy as np
 from bench.data.scenes import load_scenes
 from bench.embed import checked_vectors
 from bench.errors import ProtocolError, SubmissionError
-from bench.records import CLEAN
+from bench.records import CLEAN, Cell
 from bench.run import RunSettings
 from bench.stats import detectable_difference
 from bench.submission import Submission
 from bench.suites import Suite, list_suites
 from bench.worker.host import Worker, WorkerSettings
+from shifts.attacks.catalogue import parse_attack
 from shifts.catalogue import parse_shift
 
 N_IMAGES = 16
 MIN_COSINE = 0.999
 MAX_CHANGE = 1e-4
 BYTES_PER_QUERY = 120
+EXAMINATION_PASSES = 24 * 300
 _HARD_TEXTS = ("", " ", "a", "naïve 文字 עברית 👩‍🚀 e\u0301", "nul\x00nul", "a dog runs " * 1000)
 Looks = dict[str, Callable[[], str]]
 _HARD_SIZES = ((1, 1), (32, 517), (517, 32), (640, 480))
@@ -135,10 +137,19 @@ def estimate_seconds(suite: Suite, speed: Speed, limit: int | None = None) -> fl
     sizes = _sizes(suite, limit)
     seconds = 0.0
     for cell in suite.cells:
-        text_cell = cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality.endswith("text")
-        per_image = 5 * speed.text_ms if text_cell else speed.image_ms
-        seconds += sizes[cell.collection] * per_image / 1000
-    return seconds + sum(sizes.values()) * 5 * speed.text_ms / 1000
+        n_images = min(sizes[cell.collection], cell.n_images or sizes[cell.collection])
+        seconds += n_images * _per_image_ms(cell, speed) / 1000
+    examination = EXAMINATION_PASSES * speed.image_ms if any(cell.is_attack for cell in suite.cells) else 0.0
+    return seconds + (sum(sizes.values()) * 5 * speed.text_ms + examination) / 1000
+
+
+def _per_image_ms(cell: Cell, speed: Speed) -> float:
+    """What one image with its captions costs in a cell."""
+    if cell.is_attack:
+        n_images, n_texts = parse_attack(cell.shift)[0].passes
+        return n_images * speed.image_ms + 5 * n_texts * speed.text_ms
+    text_cell = cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality.endswith("text")
+    return 5 * speed.text_ms if text_cell else speed.image_ms
 
 
 def _check_tower(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,7 +16,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from bench.examples import NO_IMAGES, Batch, Examples, join, make_examples
-from bench.records import Cell, digest_of
+from bench.records import Cell, Objective, digest_of
+from bench.second import Aim, Readings, choose_pairs
 from bench.shifted import draw_partners, prepare_clean, source_digest
 from bench.submission import Submission
 from bench.types import Collection, Stage
@@ -23,11 +25,11 @@ from bench.victim import Victim
 from bench.worker.host import Worker, WorkerSettings
 from shifts.attacks.budget import clip_pixels, enforce_pixels, enforce_text, to_levels, to_pixels
 from shifts.attacks.catalogue import STEPS, Attack
-from shifts.attacks.goal import Goal, rival_levels
+from shifts.attacks.goal import Goal, Logits, rival_levels
+from shifts.attacks.rerank import PoolGoal, pool_levels
 from shifts.seeding import sample_rng
 
 CAPTIONS_A_BATCH = 64
-_CHUNK = 1024
 _VERSION = 1
 Role = Literal["query", "gallery", "distractor", "both"]
 Done = Callable[[int], None]
@@ -35,7 +37,12 @@ Done = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """An attack within a budget, and what its items are in the retrieval: threat models share examples by role."""
+    """An attack within a budget, and what its items are in the retrieval: threat models share examples by role.
+
+    Args:
+        objective: what it is after, of what `stage` asks for.
+        rerank_k: how many items the victim's second stage orders; None if it has none.
+    """
 
     attack: Attack
     budget: int
@@ -43,6 +50,8 @@ class Plan:
     stage: Stage | Literal[""]
     seed: int
     steps: int = STEPS
+    objective: Objective = "retrieval"
+    rerank_k: int | None = None
 
     @property
     def slug(self) -> str:
@@ -53,7 +62,9 @@ class Plan:
     @property
     def identity(self) -> list[object]:
         """What, beside items and victim, decides the examples."""
-        return [self.attack.name, self.attack.version, self.budget, self.role, self.stage, self.seed, self.steps]
+        two_stages = [] if self.rerank_k is None else [self.rerank_k, self.objective]
+        asked = [self.attack.name, self.attack.version, self.budget, self.role, self.stage, self.seed, self.steps]
+        return [*asked, candidate_source(self.attack), *two_stages]
 
 
 class Sides(NamedTuple):
@@ -61,6 +72,15 @@ class Sides(NamedTuple):
 
     images: Float[Tensor, "n_images dim"]
     texts: Float[Tensor, "n_captions dim"]
+
+
+def candidate_source(attack: Attack) -> str:
+    """Where an attack's replacements for words come from on this machine; "" of one that replaces none."""
+    if attack.modality == "image" or attack.edit_unit != "words":
+        return ""
+    from shifts.attacks.candidates import source
+
+    return source()
 
 
 def role_of(cell: Cell) -> Role:
@@ -121,18 +141,22 @@ class Crafter:
         return self._make("crops", ["crops"], collection, batches, crop, lambda count: None)
 
     def attack(self, plan: Plan, collection: Collection, crops: Examples | None, sides: Sides, done: Done) -> Examples:
+        """As `attack_with`, against the first stage; `sides` are vectors of the clean items, as for `make_aim`."""
+        return self.attack_with(plan, collection, crops, make_aim(plan, collection, sides), done)
+
+    def attack_with(self, plan: Plan, collection: Collection, crops: Examples | None, aim: Aim, done: Done) -> Examples:
         """All items of `collection` that the plan changes, attacked.
 
         Args:
             crops: what image attacks start from.
-            sides: vectors of the clean items, those of the images from `crops` where images are attacked.
+            aim: what the plan's attack is after.
             done: is told how many items are finished.
 
         Raises:
             SubmissionError: the victim failed.
             MissingError: a package that the attack needs is missing.
         """
-        task = _Task(plan, collection, crops, make_goal(plan, collection, sides))
+        task = _Task(plan, collection, crops, aim)
         make = {"image": self._image_batch, "text": self._text_batch, "joint": self._joint_batch}[plan.attack.modality]
 
         def attack(items: np.ndarray, number: int) -> Batch:
@@ -146,26 +170,20 @@ class Crafter:
         return self._make(plan.slug, plan.identity, collection, batches, attack, done)
 
     def attack_images(
-        self, plan: Plan, crops: UInt8[np.ndarray, "batch height width 3"], goal: Goal, rng: np.random.Generator
+        self, plan: Plan, crops: UInt8[np.ndarray, "batch height width 3"], logits: Logits, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "batch height width 3"], Float[Tensor, "batch 3 height width"]]:
         """One batch, rounded and unrounded, both inside the budget."""
-        attacked = plan.attack.run(
-            lambda pixels: goal.logits(self.victim.embed_pixels(pixels)),
-            to_pixels(crops),
-            plan.budget / 255,
-            plan.steps,
-            rng,
-        )
+        attacked = plan.attack.run(logits, to_pixels(crops), plan.budget / 255, plan.steps, rng)
         return enforce_pixels(attacked, crops, plan.budget), clip_pixels(attacked, crops, plan.budget)
 
     def attack_queries(
         self, plan: Plan, crops: UInt8[np.ndarray, "n height width 3"], goal: Goal
     ) -> UInt8[np.ndarray, "n height width 3"]:
         """Images that ask, attacked for an examination: in batches, nothing is kept."""
-        made = []
+        made, aim = [], Aim(goal)
         for rows in _chunks(np.arange(len(crops)), self._batch_size):
             rng = sample_rng(plan.seed, plan.attack.name, plan.attack.version, plan.budget, f"examined {rows.tolist()}")
-            made.append(self.attack_images(plan, crops[rows], goal.take(torch.from_numpy(rows)), rng)[0])
+            made.append(self.attack_images(plan, crops[rows], aim.logits(self.victim, rows), rng)[0])
         return np.concatenate(made)
 
     def identity(self, collection: Collection) -> list[object]:
@@ -175,14 +193,14 @@ class Crafter:
         return [_VERSION, self._submission.fingerprint, *facts, self._surroundings, source_digest(collection)]
 
     def _image_batch(self, task: _Task, items: np.ndarray, rng: np.random.Generator) -> Batch:
-        goal = task.goal.take(torch.from_numpy(items))
-        attacked, unrounded = self.attack_images(task.plan, task.pixels(items), goal, rng)
+        logits = task.aim.logits(self.victim, items)
+        attacked, unrounded = self.attack_images(task.plan, task.pixels(items), logits, rng)
         return Batch(items, images=attacked, unrounded=self._embed(unrounded))
 
     def _text_batch(self, task: _Task, items: np.ndarray, rng: np.random.Generator) -> Batch:
         attack, budget = task.plan.attack, task.plan.budget
         originals = [task.collection.captions[item] for item in items]
-        attacked = attack.run(self._text_losses(task.goal, items), originals, budget, rng)
+        attacked = attack.run(task.aim.losses(self.victim, items), originals, budget, rng)
         pairs = zip(attacked, originals, strict=True)
         return Batch(items, captions=items, texts=[enforce_text(*pair, budget, attack.edit_unit) for pair in pairs])
 
@@ -196,19 +214,6 @@ class Crafter:
         texts = [enforce_text(*pair, 1, "words") for pair in zip(attacked, originals, strict=True)]
         unrounded = self._embed(clip_pixels(images, pixels, budget))
         return Batch(items, enforce_pixels(images, pixels, budget), captions, texts, unrounded)
-
-    def _text_losses(self, goal: Goal, items: np.ndarray) -> Callable[[Sequence[str], np.ndarray], np.ndarray]:
-        """How bad candidates are for the victim, each in the place of one of `items`."""
-
-        def losses(texts: Sequence[str], rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-            found = []
-            for start in range(0, len(texts), _CHUNK):
-                part = slice(start, start + _CHUNK)
-                wanted = goal.take(torch.from_numpy(items[rows[part]]))
-                found.append(wanted.losses(self.victim.encode_texts(texts[part])).double().numpy())
-            return np.concatenate(found) if found else np.empty(0)
-
-        return losses
 
     @torch.no_grad()
     def _embed(self, pixels: Tensor) -> np.ndarray:
@@ -235,7 +240,7 @@ class _Task:
     plan: Plan
     collection: Collection
     crops: Examples | None
-    goal: Goal
+    aim: Aim
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -251,27 +256,49 @@ class _Task:
         return sample_rng(plan.seed, plan.attack.name, plan.attack.version, plan.budget, batch)
 
 
-def make_goal(plan: Plan, collection: Collection, sides: Sides) -> Goal:
+def make_aim(plan: Plan, collection: Collection, sides: Sides, readings: Readings | None = None) -> Aim:
     """What the plan's attack is after, one row for each image (for each caption, if it changes captions).
+
+    At the first stage of two, queries shall lose their own from the pool, not just from the first place.
+
+    Args:
+        sides: vectors of the clean items, those of the images as an attack on them would start.
+        readings: of the same items by the second stage; None if it is left alone.
+    """
+    goal = make_goal(plan, collection, sides)
+    if plan.rerank_k is None:
+        return Aim(goal)
+    first = PoolGoal(goal.others, goal.own, plan.rerank_k) if plan.role == "query" else goal
+    if plan.objective == "retrieval" or readings is None:
+        return Aim(first)
+    attacked: Literal["images", "captions"] = "captions" if plan.attack.modality == "text" else "images"
+    vectors = sides.texts if attacked == "captions" else sides.images
+    pairs = choose_pairs(attacked, plan.role == "query", vectors @ goal.others.T, goal.own, plan.rerank_k, readings)
+    return Aim(None if plan.objective == "reranking" else first, pairs)
+
+
+def make_goal(plan: Plan, collection: Collection, sides: Sides) -> Goal:
+    """What it is after at the first stage, one row for each image (for each caption, if it changes captions).
 
     Of a joint attack, which has its own objective, the goal as of queries.
     """
     own = torch.zeros((len(collection.images), len(collection.captions)), dtype=torch.bool)
     own[tuple(torch.from_numpy(collection.positives).T)] = True
+    levels = rival_levels if plan.rerank_k is None else partial(pool_levels, k=plan.rerank_k)
     if plan.attack.modality == "text":
-        rivals = None if plan.role == "query" else rival_levels(sides.images @ sides.texts.T, own)
+        rivals = None if plan.role == "query" else levels(sides.images @ sides.texts.T, own)
         return Goal(sides.images, own.T.contiguous(), rivals)
     if plan.role == "distractor":
         partners = draw_partners(plan.seed, "distractor", 1, collection)
         everyone = rival_levels(sides.texts @ sides.images.T, torch.zeros_like(own.T))
         return Goal(sides.texts, own[partners], everyone, attract=True)
-    rivals = rival_levels(sides.texts @ sides.images.T, own.T) if plan.role == "gallery" else None
+    rivals = levels(sides.texts @ sides.images.T, own.T) if plan.role == "gallery" else None
     return Goal(sides.texts, own, rivals)
 
 
 def folder_name(collection: Collection, slug: str) -> str:
     """Where in a run's examples those of a plan lie."""
-    return f"{collection.name.replace('/', '-')}-{slug}"
+    return f"{collection.name.replace('/', '-')}-{len(collection.images)}-{slug}"
 
 
 def _captions_of(collection: Collection, items: np.ndarray) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int
 
 from bench.errors import ProtocolError, RoveError, SubmissionError
 from bench.feed import Pixels, Prepare, feed_batches
@@ -30,6 +30,7 @@ from bench.types import Image
 from bench.worker.host import Loaded, Worker, WorkerSettings
 
 Progress = Callable[[int], None]
+Tower = Literal["images", "tokens"]
 Item = TypeVar("Item")
 _CACHE_VERSION = 2
 _RECENT = 4
@@ -41,13 +42,14 @@ class Embedded:
     """One tower's output for one list of items.
 
     Args:
-        vectors: as the submission returned them, (n_items, dim) float32, finite and never zero.
+        vectors: as the submission returned them, (n_items, dim) float32, finite and never zero; in place of them what
+            a second stage keeps of each image, (n_items, ...) float16 or float32.
         fed_sha256: what it was fed: pixels or captions, in the order of the items.
         ms_per_item: median over batches, in milliseconds.
         cached: whether it was read from the cache in this run.
     """
 
-    vectors: Float[np.ndarray, "n_items dim"]
+    vectors: Float[np.ndarray, "n_items ..."]
     fed_sha256: str
     ms_per_item: float
     cached: bool
@@ -100,22 +102,17 @@ class Embedder:
             SubmissionError: the submission failed; the next call starts it afresh.
             InputError: an image cannot be decoded.
         """
-        key = self._key("images", [(image.id, image.sha256) for image in images], identity)
+        return self._from_images("images", images, prepare, identity, progress)
 
-        def encode(order: np.ndarray) -> Embedded:
-            digests: list[bytes] = []
+    def tokens(self, images: Sequence[Image], prepare: Prepare, identity: object, progress: Progress) -> Embedded:
+        """What the second stage keeps of `images`, in place of vectors; as `images`.
 
-            def call(batch: list[Pixels]) -> np.ndarray:
-                digests.extend(pixels.sha256 for pixels in batch)
-                return self._running().encode_images([pixels.array for pixels in batch])
-
-            batches = feed_batches([images[i] for i in order], prepare, self._batch_size)
-            vectors, ms = _encode_all(batches, call, progress)
-            back = np.argsort(order)
-            fed = hashlib.sha256(b"".join(digests[i] for i in back)).hexdigest()
-            return Embedded(checked_vectors(vectors, "encode_images")[back], fed, ms, cached=False)
-
-        return self._cached(key, len(images), encode)
+        Raises:
+            UsageError: the submission has no second stage.
+            SubmissionError: the submission failed; the next call starts it afresh.
+            InputError: an image cannot be decoded.
+        """
+        return self._from_images("tokens", images, prepare, identity, progress)
 
     def texts(self, texts: Sequence[str], progress: Progress) -> Embedded:
         """Embeddings of `texts`; equal texts are encoded once.
@@ -135,6 +132,51 @@ class Embedder:
             return Embedded(checked_vectors(vectors, "encode_texts")[rows], digest_of(list(texts)), ms, cached=False)
 
         return self._cached(key, len(unique), encode)
+
+    def score_pairs(
+        self, tokens: Float[np.ndarray, "n_images ..."], images: Int[np.ndarray, " n_pairs"], texts: Sequence[str]
+    ) -> Float32[np.ndarray, " n_pairs"]:
+        """The second stage's scores of `tokens[images]` with the texts beside them; nothing is cached.
+
+        Tokens are gathered batch by batch: those of all pairs at once need not fit into memory.
+
+        Raises:
+            UsageError: the submission has no second stage.
+            SubmissionError: the submission failed; the next call starts it afresh.
+        """
+        parts = [np.empty(0, np.float32)]
+        try:
+            for start in range(0, len(texts), self._batch_size):
+                rows = slice(start, start + self._batch_size)
+                parts.append(self._running().score_pairs(tokens[images[rows]], texts[rows]))
+        except SubmissionError:
+            self.close()
+            raise
+        return np.concatenate(parts)
+
+    def _from_images(
+        self, tower: Tower, images: Sequence[Image], prepare: Prepare, identity: object, progress: Progress
+    ) -> Embedded:
+        key = self._key(tower, [(image.id, image.sha256) for image in images], identity)
+
+        def encode(order: np.ndarray) -> Embedded:
+            digests: list[bytes] = []
+
+            def call(batch: list[Pixels]) -> np.ndarray:
+                digests.extend(pixels.sha256 for pixels in batch)
+                arrays = [pixels.array for pixels in batch]
+                worker = self._running()
+                return worker.encode_images(arrays) if tower == "images" else worker.image_tokens(arrays)
+
+            batches = feed_batches([images[i] for i in order], prepare, self._batch_size)
+            found, ms = _encode_all(batches, call, progress)
+            if tower == "images":
+                checked_vectors(found, "encode_images")
+            back = np.argsort(order)
+            fed = hashlib.sha256(b"".join(digests[i] for i in back)).hexdigest()
+            return Embedded(found[back], fed, ms, cached=False)
+
+        return self._cached(key, len(images), encode)
 
     def _key(self, tower: str, items: object, identity: object) -> str:
         loaded = self.start()
@@ -194,9 +236,10 @@ def _encode_all(
         parts.append(call(batch))
         times.append((time.perf_counter_ns() - started) / 1e6 / len(batch))
         progress(len(batch))
-    dims = {part.shape[1] for part in parts}
-    if len(dims) > 1:
-        raise ProtocolError(f"embeddings have {sorted(dims)} dimensions; expected one number for all batches.")
+    shapes = {part.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        dims = " and ".join(sorted(" x ".join(map(str, shape)) for shape in shapes))
+        raise ProtocolError(f"embeddings have {dims} dimensions; expected the same for all batches.")
     return np.concatenate(parts), statistics.median(times)
 
 

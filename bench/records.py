@@ -39,6 +39,7 @@ Status = Literal["ok", "skipped", "error", "timeout", "crash", "protocol", "oom"
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 Text = Annotated[str, StringConstraints(max_length=2000)]
 HttpsUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["https"], max_length=500)]
+Objective = Literal["retrieval", "reranking", "both stages"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -139,6 +140,9 @@ class Data(_Strict):
     images_sha256: Sha256 = Field(description="the pixels fed")
     captions_sha256: Sha256 = Field(description="the captions fed")
     distractors_sha256: Sha256 | None = Field(default=None, description="the distractors fed, pixels or captions")
+    token_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="what a second stage keeps of one image; None where one stage was scored"
+    )
 
 
 class Timing(_Strict):
@@ -173,6 +177,9 @@ class AttackReport(_Strict):
     access: Literal["white", "black"]
     version: int
     victim: Line = Field(description="label of the submission that the items were made against")
+    objective: Objective = Field(
+        default="retrieval", description="the stages attacked; the metrics are always those of the final ranking"
+    )
     budget: Annotated[int, Field(ge=1)]
     unit: Literal["levels of 255", "characters", "words"]
     n_attacked: Annotated[int, Field(ge=1)]
@@ -248,6 +255,9 @@ class RunManifest(_Strict):
     dtype: Line
     batch_size: Annotated[int, Field(ge=1)]
     limit: Annotated[int, Field(ge=1)] | None = None
+    rerank_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="how many items of each query a second stage ordered; None where there is one stage"
+    )
     isolation: Line
     data_dirs: dict[Line, Line] = {}
     command: Annotated[str, StringConstraints(max_length=4000)] = ""

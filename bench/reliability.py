@@ -8,8 +8,8 @@ Comparisons are paired, image by image, and need Z standard errors, so that an h
 about 32 are meant, two are needed. Damage is measured by the lead of the wrong answers over the right ones, the log
 odds against being found: it rises and falls with the cross-entropy that attacks raise, but is not flat near 0.
 
-With ten steps a white box costs 74 forward and backward passes an image, all but three of them in `craft`, and 95
-forward passes, about 50 of them the black box's; a black-box attack costs five of itself and 10 forward passes.
+With ten steps a white box costs 74 forward and backward passes an image, all but three of them in `craft`, and about 85
+forward passes, half of them the black box's; a black-box attack costs five of itself and 10 forward passes.
 
 Sources: Athalye et al. 2018 (arXiv 1802.00420), section 3.1; Carlini et al. 2019 (arXiv 1902.06705), section 3;
 Pintor et al. 2022 (arXiv 2106.09947); Croce et al. 2022 (arXiv 2202.13711).
@@ -44,8 +44,8 @@ LARGE_EPS = 64
 """Levels of 255 at which nothing is left to recognise: a quarter of the range, eight times what is published."""
 
 BLACK_BOX, NOISE = "square", "random_noise"
-BLACK_BOX_STEPS = 1
-"""Of `square`, 50 tries: far too few to pass a white box that works, enough to pass one that is led astray."""
+BLACK_BOX_STEPS = 2
+"""Of `square`, about 40 tries: far too few to pass a white box that works, enough to pass one that is led astray."""
 
 Z = 2.5
 """Standard errors that make a difference: in a dozen comparisons an honest model is wronged once in fourteen."""
@@ -69,11 +69,13 @@ N_DIRECTIONS, DENSITY = 6, 1 / 16
 model sees, its differences say little of its slope (cosine 0.71 at 224 pixels); a few of them do (0.9)."""
 
 MIN_CLIMB = 0.05
-"""Of the predicted rise over one level along the gradient's sign. Curvature costs honest models up to two thirds."""
+"""Of the predicted rise over one level along the gradient's sign. Curvature costs fragile honest models two thirds, a
+gradient without any relation to the model reaches 0.01."""
 
 SMOOTH = (0.01, 0.4)
 """How far noise of up to a quarter level moves a vector, relative to noise of one whole level: 0.144 for whatever is
-smooth at that scale, 0 between the steps of a quantiser, 0.4 or more where it stands on one."""
+smooth at that scale, less where one level is more than smooth (0.08 for a fragile model at 224 pixels), 0 between the
+steps of a quantiser, 0.4 or more where it stands on one."""
 
 MAX_UNCHANGED_SHARE = 0.5
 """Of an embedding's entries, under one level of noise. Eight-bit embeddings keep a third or less, four-bit most."""
@@ -519,10 +521,12 @@ def _standard_errors(first: _Scored, second: _Scored) -> float:
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a share of `n`. Source: Wilson 1927, doi 10.1080/01621459.1927.10502953."""
+    if n == 0:
+        return math.nan, math.nan
     z = 1.96
-    middle = share + z**2 / (2 * n) if n else math.nan
-    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) if n else math.nan
-    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
+    middle, shrink = share + z**2 / (2 * n), 1 + z**2 / n
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (middle - half) / shrink, (middle + half) / shrink
 
 
 def _rise(gradient: Pixels, change: Int[np.ndarray, "n height width 3"]) -> Float[np.ndarray, " n"]:

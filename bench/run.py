@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bench.attack import EXAMPLES, AttackScorer, NotApplicable, n_attacked
+from bench.attack import EXAMPLES, AttackScorer, n_attacked
 from bench.bundle import Results, read_results
 from bench.crafting import Crafter
 from bench.data.registry import load_collection
@@ -41,6 +41,7 @@ from bench.records import (
     read_json,
     to_json,
 )
+from bench.second import NotApplicable, Readings, in_both_directions
 from bench.shifted import (
     PACKAGES,
     Change,
@@ -62,6 +63,7 @@ from shifts.catalogue import parse_shift
 
 PROTOCOL_VERSION = 1
 ISOLATION = "process"
+RERANK_K = 20
 _log = logging.getLogger("rove")
 
 
@@ -71,6 +73,7 @@ class RunSettings:
 
     Args:
         source: the folder of another run, whose attacked items are scored; `suite` is then `transfer_suite` of it.
+        rerank_k: how many items of each query a second stage orders, if the submission has one.
     """
 
     worker: WorkerSettings = field(default_factory=WorkerSettings)
@@ -81,6 +84,7 @@ class RunSettings:
     overwrite: str = "missing"
     command: str = ""
     source: Path | None = None
+    rerank_k: int = RERANK_K
 
 
 class Observer(Protocol):
@@ -115,7 +119,7 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         UsageError: the output folder belongs to a run of other inputs, or another process writes to it.
     """
     manifest = build_manifest(submission, suite, settings)
-    folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest)[:8]}" / suite.label
+    folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest, settings)[:8]}" / suite.label
     if submission.is_folder and submission.folder in folder.resolve().parents:
         raise UsageError(f"{folder} lies inside the submission, which it would change; choose another --output.")
     surroundings = _surroundings(manifest)
@@ -124,12 +128,15 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         Embedder(submission, settings.worker, cache_folder(), settings.batch_size, surroundings) as embedder,
         closing(Crafter(submission, settings.worker, settings.batch_size, folder / EXAMPLES, surroundings)) as crafter,
     ):
-        manifest = _claim(folder, manifest, settings.overwrite)
+        manifest = _claim(folder, manifest, settings)
+        if manifest.weights_sha256 is None:
+            manifest = _add_loaded(folder, manifest, embedder.start(), settings)
         source = None if settings.source is None else read_results(settings.source)
-        scorer = AttackScorer(embedder, crafter, manifest.label, folder / EXAMPLES, source)
-        runner = _Runner(folder, suite, submission, settings, embedder, scorer, observer, surroundings)
-        if manifest.weights_sha256 is None or not runner.is_finished():
-            manifest = _add_loaded(folder, manifest, embedder.start())
+        k = manifest.rerank_k
+        scorer = AttackScorer(embedder, crafter, manifest.label, folder / EXAMPLES, source, k)
+        runner = _Runner(folder, suite, submission, settings, embedder, scorer, observer, surroundings, k)
+        if not runner.is_finished():
+            manifest = _add_loaded(folder, manifest, embedder.start(), settings)
         return RunResult(folder, manifest, tuple(runner.records()))
 
 
@@ -173,13 +180,18 @@ def describe_environment(device: str, requires: list[str]) -> Environment:
 
 @dataclass(frozen=True)
 class _Sides:
-    """A cell's embeddings: the collection's own items, and the distractors that join them in the gallery."""
+    """A cell's items: what the towers make of the collection's own, and of the distractors that join them.
+
+    Args:
+        readings: of own items and distractors by the second stage; None where one stage is scored.
+    """
 
     images: Embedded
     texts: Embedded
     more_images: Embedded | None = None
     more_texts: Embedded | None = None
     n_unchanged: int = 0
+    readings: Readings | None = None
 
     @property
     def distractors(self) -> Distractors:
@@ -209,9 +221,10 @@ class _Runner:
         scorer: AttackScorer,
         observer: Observer,
         surroundings: object,
+        rerank_k: int | None,
     ) -> None:
         self._folder, self._suite, self._settings = folder, suite, settings
-        self._embedder, self._scorer, self._observer = embedder, scorer, observer
+        self._embedder, self._scorer, self._observer, self._rerank_k = embedder, scorer, observer, rerank_k
         self._inputs = (submission.fingerprint, surroundings, settings.worker.dtype)
         self._collections: dict[tuple[str, int | None], tuple[Collection, str]] = {}
 
@@ -253,8 +266,9 @@ class _Runner:
 
     def _score(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
         sides = self._embed(cell, _change_of(cell), collection)
-        images, texts = sides.images, sides.texts
-        evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions, sides.distractors)
+        images, texts, readings = sides.images, sides.texts, sides.readings
+        second = in_both_directions(self._rerank_k, readings.score) if self._rerank_k and readings else None
+        evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions, sides.distractors, second)
         record = blank.model_copy(
             update={
                 "flags": evaluation.flags,
@@ -268,6 +282,7 @@ class _Runner:
                     images_sha256=images.fed_sha256,
                     captions_sha256=texts.fed_sha256,
                     distractors_sha256=sides.distractors_sha256,
+                    token_bytes=readings.token_bytes if readings else None,
                 ),
                 "dim": images.vectors.shape[1],
                 "embeddings_sha256": evaluation.embeddings_sha256,
@@ -293,6 +308,7 @@ class _Runner:
                     images_sha256=images.fed_sha256,
                     captions_sha256=texts.fed_sha256,
                     distractors_sha256=result.distractors_sha256,
+                    token_bytes=result.token_bytes,
                 ),
                 "dim": images.vectors.shape[1],
                 "embeddings_sha256": {"images": digest_vectors(images.vectors), "texts": digest_vectors(texts.vectors)},
@@ -304,23 +320,39 @@ class _Runner:
         return record, result.evidence
 
     def _embed(self, cell: Cell, change: Change | None, collection: Collection) -> _Sides:
-        """What both towers make of the cell's items; a shift that adds distractors leaves the items themselves."""
+        """What all stages make of the cell's items; a shift that adds distractors leaves the items themselves."""
         modality = change.shift.modality if change else ""
-        images = self._images(collection, change if modality == "image" else None, cell.shift != "clean")
+        own = collection, change if modality == "image" else None, cell.shift != "clean"
+        more = (collection, change, True) if modality == "gallery_image" else None
         reworded = self._reword(change, collection) if change and modality in ("text", "gallery_text") else None
-        worded = reworded is not None and modality == "text"
-        texts = self._texts(reworded.captions if reworded and worded else collection.captions)
-        sides = _Sides(images, texts, n_unchanged=reworded.n_unchanged if reworded else 0)
-        if modality == "gallery_image":
-            return replace(sides, more_images=self._images(collection, change, canvas=True))
-        if reworded and not worded:
-            return replace(sides, more_texts=self._texts([text for text in reworded.captions if text]))
-        return sides
+        captions, more_captions = collection.captions, list[str]()
+        if reworded and modality == "text":
+            captions = reworded.captions
+        elif reworded:
+            more_captions = [text for text in reworded.captions if text]
+        sides = _Sides(
+            images=self._images(self._embedder.images, *own),
+            texts=self._texts(captions),
+            more_images=self._images(self._embedder.images, *more) if more else None,
+            more_texts=self._texts(more_captions) if more_captions else None,
+            n_unchanged=reworded.n_unchanged if reworded else 0,
+        )
+        if not self._is_reranked(cell):
+            return sides
+        tokens = [self._images(self._embedder.tokens, *part).vectors for part in (own, more) if part]
+        everything = np.concatenate(tokens) if len(tokens) > 1 else tokens[0]
+        return replace(sides, readings=Readings(everything, [*captions, *more_captions], self._embedder.score_pairs))
 
-    def _images(self, collection: Collection, change: Change | None, canvas: bool) -> Embedded:
+    def _is_reranked(self, cell: Cell) -> bool:
+        return self._rerank_k is not None and cell.directions != ("i2i",)
+
+    def _images(
+        self, tower: Callable[..., Embedded], collection: Collection, change: Change | None, canvas: bool
+    ) -> Embedded:
+        """What `tower`, one of the embedder's, makes of the images."""
         prepare = prepare_shifted(change, collection) if change else prepare_clean(canvas)
         identity = [canvas, change.identity if change else []]
-        return self._embedder.images(collection.images, prepare, identity, self._observer.items_encoded)
+        return tower(collection.images, prepare, identity, self._observer.items_encoded)
 
     def _texts(self, captions: Sequence[str]) -> Embedded:
         return self._embedder.texts(list(captions), self._observer.items_encoded)
@@ -345,6 +377,8 @@ class _Runner:
         settings: list[object] = [self._settings.batch_size, self._settings.worker.device]
         if self._settings.source is not None:
             settings.append(self._scorer.source_key(cell))
+        if self._is_reranked(cell):
+            settings.append(["rerank", self._rerank_k])
         version = _version(cell)
         return digest_of(PROTOCOL_VERSION, cell.model_dump(), version, source, *self._inputs, *settings)
 
@@ -371,11 +405,14 @@ class _Runner:
     def _work(self, cell: Cell, collection: Collection) -> int:
         if cell.is_attack:
             return n_attacked(cell, collection)
-        return len(collection.images) + len(set(collection.captions))
+        towers = 2 if self._is_reranked(cell) else 1
+        return towers * len(collection.images) + len(set(collection.captions))
 
 
 def transfer_suite(suite: Suite, source: Results) -> Suite:
     """The attacked cells of `suite`, to be scored on what was made against the submission of another run.
+
+    Those that could not be run against it are left out.
 
     Raises:
         UsageError: that run is of another suite, or `suite` has no attacked cells.
@@ -383,7 +420,9 @@ def transfer_suite(suite: Suite, source: Results) -> Suite:
     if source.manifest.suite_id != suite.id:
         raise UsageError(f"{source.folder} is a run of {source.manifest.suite}; expected one of this {suite.label}.")
     victim = source.manifest.label
-    cells = tuple(cell.model_copy(update={"victim": victim}) for cell in suite.cells if cell.is_attack)
+    skipped = {record.cell for record in source.records if record.status == "skipped"}
+    attacked = [cell for cell in suite.cells if cell.is_attack and cell not in skipped]
+    cells = tuple(cell.model_copy(update={"victim": victim}) for cell in attacked)
     if not cells:
         raise UsageError(f"{suite.label} has no attacked cells; `rove describe SUITE` shows a suite's cells.")
     return replace(suite, name=f"{suite.name}-from-{victim}", cells=cells)
@@ -426,12 +465,13 @@ def _limited(collection: Collection, limit: int | None) -> Collection:
     return collection.head(limit)
 
 
-def _claim(folder: Path, manifest: RunManifest, overwrite: str) -> RunManifest:
+def _claim(folder: Path, manifest: RunManifest, settings: RunSettings) -> RunManifest:
     """The manifest of the run that goes on in `folder`, or `manifest`, written there, where a new one begins."""
     path = folder / "run.json"
-    if path.exists() and overwrite != "always":
+    if path.exists() and settings.overwrite != "always":
         earlier = read_json(path, RunManifest)
         changed = _difference(earlier, manifest)
+        changed += ["rerank_k"] if earlier.rerank_k not in (None, settings.rerank_k) else []
         if changed:
             raise UsageError(
                 f"{folder} holds a run of other inputs ({', '.join(changed)} changed). "
@@ -443,15 +483,20 @@ def _claim(folder: Path, manifest: RunManifest, overwrite: str) -> RunManifest:
     return manifest
 
 
-def _add_loaded(folder: Path, manifest: RunManifest, loaded: Loaded) -> RunManifest:
-    """The manifest with what loading told; weights must be those that the run began with."""
-    if manifest.weights_sha256 not in (None, loaded.weights_sha256):
+def _add_loaded(folder: Path, manifest: RunManifest, loaded: Loaded, settings: RunSettings) -> RunManifest:
+    """The manifest with what loading told; weights and stages must be those that the run began with."""
+    rerank_k = settings.rerank_k if loaded.reranker else None
+    found, begun = (loaded.weights_sha256, rerank_k), (manifest.weights_sha256, manifest.rerank_k)
+    if manifest.weights_sha256 is not None and begun != found:
+        other = "weights" if found[0] != begun[0] else "stages"
         raise UsageError(
-            f"{folder} was begun with other weights than {manifest.label} loads now. "
+            f"{folder} was begun with other {other} than {manifest.label} loads now. "
             "Choose another --output, or --overwrite always to replace it."
         )
     counted = loaded.parameters if loaded.parameters is not None else manifest.parameters
-    manifest = manifest.model_copy(update={"weights_sha256": loaded.weights_sha256, "parameters": counted})
+    manifest = manifest.model_copy(
+        update={"weights_sha256": loaded.weights_sha256, "parameters": counted, "rerank_k": rerank_k}
+    )
     write_atomic(folder / "run.json", to_json(manifest))
     return manifest
 
@@ -472,5 +517,7 @@ def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
     ]
 
 
-def _identity(manifest: RunManifest) -> str:
-    return digest_of([getattr(manifest, name) for name in _IDENTITY], _surroundings(manifest))
+def _identity(manifest: RunManifest, settings: RunSettings) -> str:
+    """What tells the folders of runs apart; whether there is a second stage is not known yet."""
+    unusual = [] if settings.rerank_k == RERANK_K else [settings.rerank_k]
+    return digest_of([getattr(manifest, name) for name in _IDENTITY], _surroundings(manifest), *unusual)

@@ -37,8 +37,8 @@ class Submission:
         module: the file that defines `function`.
         function: takes a `LoadContext`, returns an `Encoder`.
         args: the manifest's defaults with the user's over them.
-        fingerprint: hex sha256, taken when it was found, over its files, the shared backbones, its arguments and the
-            files that those name; a changed byte is another submission.
+        fingerprint: hex sha256, taken when it was found, over its files, the function, the shared backbones, its
+            arguments and the files that those name; a changed byte is another submission.
         import_name: of the module, if it is part of an installed package.
     """
 
@@ -220,7 +220,7 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def _fingerprint(submission: Submission) -> str:
-    digest = hashlib.sha256(json.dumps(dict(sorted(submission.args.items()))).encode())
+    digest = hashlib.sha256(json.dumps([submission.function, dict(sorted(submission.args.items()))]).encode())
     named = (Path(value).expanduser() for _, value in sorted(submission.args.items()))
     groups = (
         _files(submission.folder) if submission.is_folder else [submission.module],

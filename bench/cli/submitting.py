@@ -127,6 +127,9 @@ def run(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     batch_size: BatchSize = 32,
+    rerank_k: Annotated[
+        int, typer.Option("--rerank-k", min=1, help="Items of each query that a second stage orders, if there is one.")
+    ] = 20,
     offline: Offline = False,
     timeout: Timeout = 600.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
@@ -151,6 +154,7 @@ def run(
         overwrite=overwrite,
         command=shlex.join(["rove", *(_without_places(argument) for argument in sys.argv[1:])]),
         source=source,
+        rerank_k=rerank_k,
     )
     if source is not None:
         cells = transfer_suite(cells, read_results(source))

@@ -46,6 +46,7 @@ class Attack:
     version: int
     run: Callable[..., Any]
     summary: str
+    passes: tuple[int, int]
     unit: Literal["levels of 255", "characters", "words"] = "levels of 255"
 
     @property
@@ -93,32 +94,32 @@ class _Lazy:
         return self.function(*arguments)
 
 
-def _image(name: str, access: Literal["white", "black"], summary: str, module: str = "image") -> Attack:
-    return Attack(name, "image", access, EPS, 1, _Lazy(module, name), summary)
+def _image(name: str, access: Literal["white", "black"], passes: int, summary: str, module: str = "image") -> Attack:
+    return Attack(name, "image", access, EPS, 1, _Lazy(module, name), summary, (passes, 0))
 
 
-def _text(name: str, unit: Literal["characters", "words"], module: str, summary: str) -> Attack:
-    return Attack(name, "text", "black", (1, 2), 1, _Lazy(module, name), summary, unit)
+def _text(name: str, unit: Literal["characters", "words"], module: str, strings: int, summary: str) -> Attack:
+    return Attack(name, "text", "black", (1, 2), 1, _Lazy(module, name), summary, (0, strings), unit)
 
 
-def _joint(name: str, summary: str) -> Attack:
-    return Attack(name, "joint", "white", EPS, 1, _Lazy("joint", name), summary)
+def _joint(name: str, passes: tuple[int, int], summary: str) -> Attack:
+    return Attack(name, "joint", "white", EPS, 1, _Lazy("joint", name), summary, passes)
 
 
 CATALOGUE: tuple[Attack, ...] = (
-    _image("random_noise", "black", "every value up or down by eps at random: what any attack must beat"),
-    _image("fgsm", "white", "one step along the gradient's sign"),
-    _image("pgd", "white", "projected gradient ascent from a random start"),
-    _image("mi_fgsm", "white", "iterated steps with momentum"),
-    _image("apgd", "white", "projected ascent that chooses its own step sizes"),
-    _image("square", "black", "random squares, kept where they hurt"),
-    _image("sga_image", "white", "the image step of SGA: ascent over several scales at once", "joint"),
-    _text("bert_attack", "words", "words", "the words that matter most, for others that fit"),
-    _text("charmer", "characters", "characters", "any character inserted, deleted or replaced, best places first"),
-    _text("typo_greedy", "characters", "characters", "slips to a neighbouring key, the worst first"),
-    _joint("separate", "PGD and BERT-Attack, each for itself"),
-    _joint("co_attack", "words first, then the image away from its clean self and the changed words"),
-    _joint("sga", "set-guided: all captions of an image against all scales of it"),
+    _image("random_noise", "black", 2, "every value up or down by eps at random: what any attack must beat"),
+    _image("fgsm", "white", 5, "one step along the gradient's sign"),
+    _image("pgd", "white", 32, "projected gradient ascent from a random start"),
+    _image("mi_fgsm", "white", 32, "iterated steps with momentum"),
+    _image("apgd", "white", 36, "projected ascent that chooses its own step sizes"),
+    _image("square", "black", 203, "random squares, kept where they hurt"),
+    _image("sga_image", "white", 152, "the image step of SGA: ascent over several scales at once", "joint"),
+    _text("bert_attack", "words", "words", 60, "the words that matter most, for others that fit"),
+    _text("charmer", "characters", "characters", 450, "any character inserted, deleted or replaced, best places first"),
+    _text("typo_greedy", "characters", "characters", 230, "slips to a neighbouring key, the worst first"),
+    _joint("separate", (33, 60), "image and words, each for itself"),
+    _joint("co_attack", (34, 60), "words first, then the image against itself and the changed words"),
+    _joint("sga", (153, 120), "set-guided: all captions of an image against all scales of it"),
 )
 
 

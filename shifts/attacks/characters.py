@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 
 from shifts.text.typo import keyboard_slips
 
-ALPHABET = "lopcktgeaisrnhudmwbyfvjqxz ,.'-"
-"""Everything that may be typed, first what makes other words of words."""
+ALPHABET = "l op,cktgeaisrnhudmwbyfvjqxz.'-"
+"""Everything that may be typed; the first of a kind foretell best what the rest of them do."""
 
 _DELETION = ""
 _SYMBOLS = (*ALPHABET, _DELETION)
@@ -40,23 +40,19 @@ class _Stage(NamedTuple):
         return min(math.ceil(self.share * n_all), self.most)
 
 
-_STAGES = (
-    _Stage(_SYMBOLS[:1], 1.0),
-    _Stage(_SYMBOLS[1:6], 0.3, 24),
-    _Stage(_SYMBOLS[6:], 0.1, 5),
-)
+_STAGES = (_Stage(_SYMBOLS[:2], 1.0), _Stage(_SYMBOLS[2:7], 0.25, 24), _Stage(_SYMBOLS[7:], 0.08, 5))
 
 
 def charmer(losses: Losses, texts: Sequence[str], budget: int, rng: np.random.Generator) -> list[str]:
     """The texts with up to `budget` characters inserted, replaced or deleted; nothing is drawn at random.
 
-    A round tries one symbol in every place, five more in those where that raised the loss most, and the whole alphabet
-    in the best few of them. Of all strings tried so far, the text itself included, the worst for the victim stays. For
-    a text of 50 characters that is some 340 strings a round, of 3,100 that there are.
+    A round tries a letter and a space in every place, five symbols more in those where that raised the loss most, and
+    the whole alphabet in the best few of them. Of all strings tried so far, the text itself included, the worst for the
+    victim stays. For a text of 50 characters that is some 430 strings a round, of 3,200 that there are.
 
-    Charmer tests every place with a space, goes on with a fixed number of places, and types any character that the
-    data set has. Here a letter is the test, since it foretells better what letters do; the step in between keeps more
-    of the best edits for as many strings; and the alphabet is the same for all data sets.
+    Charmer tests every place with a space alone, goes on with a fixed number of places, and types any character that
+    the data set has. A letter foretells better what letters do; the step in between, with a comma among its symbols,
+    keeps more of the best edits for as many strings; and one alphabet serves all data sets.
 
     Args:
         losses: how bad each candidate is for the victim, higher is better for the attacker, with the row of `texts`

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import open_clip
 import PIL.Image
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize
 
@@ -60,7 +61,27 @@ class OpenClipEncoder:
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:
         """Embeddings as the model's projection gives them, (n_texts, dim) float32."""
-        return _array(self.model.encode_text(self.tokenize(list(texts)).to(self._device)))
+        tokens = self.tokenize(list(texts)).to(self._device)
+        return _array(_encode_causal(self.model, tokens) if _is_causal(self.model) else self.model.encode_text(tokens))
+
+
+def _is_causal(model: nn.Module) -> bool:
+    """Whether no token sees those behind it, and the vector is that of the end-of-text token."""
+    return isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
+
+
+def _encode_causal(model: Any, tokens: Int[Tensor, "n_texts context"]) -> Float[Tensor, "n_texts dim"]:
+    """`model.encode_text(tokens)` without the padding that nothing looks at: of 77 places captions fill about 20."""
+    ends = tokens.argmax(dim=1)
+    length = int(ends.max()) + 1
+    dtype = model.transformer.get_cast_dtype()
+    states = model.token_embedding(tokens[:, :length]).to(dtype) + model.positional_embedding[:length].to(dtype)
+    states = model.transformer(states, attn_mask=model.attn_mask[:length, :length])
+    last = model.ln_final(states)[torch.arange(len(tokens), device=tokens.device), ends]
+    projection = model.text_projection
+    if projection is None:
+        return last
+    return projection(last) if isinstance(projection, nn.Linear) else last @ projection
 
 
 def _split(preprocess: Callable[[PIL.Image.Image], Tensor]) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]:

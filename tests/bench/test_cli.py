@@ -34,6 +34,7 @@ def test_start_up_loads_nothing_heavy() -> None:
         ("submissions", "tiny"),
         ("recipes", "pocket"),
         ("shifts", "typo_keyboard"),
+        ("attacks", "sga"),
         ("datasets", "flickr30k"),
         ("suites", "flickr8k-core-v1-draft"),
     ],
@@ -45,7 +46,13 @@ def test_list_is_data_on_stdout(kind: str, name: str) -> None:
 
 
 def test_describe_finds_every_kind_of_thing() -> None:
-    for name, kind in (("coco", "dataset"), ("sketch", "shift"), ("demo-v1", "suite"), ("openclip", "submission")):
+    for name, kind in (
+        ("coco", "dataset"),
+        ("sketch", "shift"),
+        ("apgd", "attack"),
+        ("demo-v1", "suite"),
+        ("openclip", "submission"),
+    ):
         done = rove("describe", name, "--json")
         assert done.returncode == 0, done.stderr
         assert kind in json.loads(done.stdout)
@@ -58,6 +65,14 @@ def test_describe_finds_every_kind_of_thing() -> None:
         (("describe", "flickr30"), 2, "Did you mean 'flickr30k'?"),
         (("run", "tinny", "--suite", "demo-v1"), 2, "Did you mean 'tiny'?"),
         (("run", "tiny", "--suite", "demo-v2"), 2, "rove list suites"),
+        (("run", "tiny", "--suite", "demo-v1", "--from", "nowhere"), 2, "nowhere"),
+        (("run", "tiny", "--suite", "demo-v1", "--from", "tests"), 3, "no run.json"),
+        (("generate", "scenes", "--attack", "pdg", "--victim", "tiny", "-o", "x"), 2, "Did you mean 'pgd'?"),
+        (("generate", "scenes", "--attack", "pgd:3", "--victim", "tiny", "-o", "x"), 2, "budgets 1, 2, 4, 8"),
+        (("generate", "scenes", "--attack", "pgd:2", "-o", "x"), 2, "--victim SUBMISSION"),
+        (("generate", "scenes", "--attack", "pgd:2", "--shift", "fog", "-o", "x"), 2, "either --shift or --attack"),
+        (("generate", "scenes", "-o", "x"), 2, "either --shift or --attack"),
+        (("generate", "scenes", "--attack", "charmer:1", "--victim", "tiny", "--role", "both", "-o", "x"), 2, "--role"),
         (("run", "tiny", "--suite", "demo-v1", "--model-arg", "depth=3"), 2, "takes no --model-arg depth"),
         (("run", "tiny", "--suite", "demo-v1", "--model-arg", "depth"), 2, "expected KEY=VALUE"),
         (("run", "tiny", "--suite", "demo-v1", "--overwrite", "sometimes"), 2, "expected never, missing or always"),

@@ -240,4 +240,4 @@ def test_the_cost_is_what_the_module_says(load, task: Task) -> None:
     rng = np.random.Generator(np.random.Philox(1))
     examine(victim, task.images, task.goal, crafter(victim, task), MAIN, rng, steps=10)
     assert victim.passes["both"] / N_IMAGES == 74
-    assert victim.passes["forward"] / N_IMAGES == pytest.approx(95, abs=5)
+    assert victim.passes["forward"] / N_IMAGES == pytest.approx(85, abs=5)

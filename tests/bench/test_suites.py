@@ -10,6 +10,8 @@ import pytest
 from bench.errors import InputError, RoveError
 from bench.records import CLEAN
 from bench.suites import list_suites, read_suite
+from shifts.attacks.catalogue import CATALOGUE as ATTACKS
+from shifts.attacks.catalogue import parse_attack
 from shifts.catalogue import CATALOGUE, parse_shift
 
 NEED_A_FETCHED_MODEL = {"word_insert", "sentence_back_translation", "sentence_back_translation_pt"}
@@ -18,7 +20,8 @@ NEED_A_FETCHED_MODEL = {"word_insert", "sentence_back_translation", "sentence_ba
 @pytest.mark.parametrize("name", ["demo", "flickr8k", "flickr30k", "coco"])
 def test_a_core_suite_is_small_spread_and_runs_everywhere(name: str) -> None:
     suite = list_suites()[f"{name}-core"]
-    shifts = [cell.shift for cell in suite.cells if not cell.is_clean and not cell.baseline]
+    attacked = [cell for cell in suite.cells if cell.is_attack]
+    shifts = [cell.shift for cell in suite.cells if not cell.is_clean and not cell.baseline and not cell.is_attack]
     modalities = Counter(parse_shift(shift)[0].modality for shift in shifts)
     assert {cell.shift for cell in suite.cells if cell.is_clean} == {"clean", "clean_canvas"}
     assert modalities["image"] <= 25
@@ -28,13 +31,18 @@ def test_a_core_suite_is_small_spread_and_runs_everywhere(name: str) -> None:
     assert families == {shift.family for shift in CATALOGUE}
     assert not {shift.partition(":")[0] for shift in shifts} & NEED_A_FETCHED_MODEL
     assert suite.seeds == (0,)
+    assert len(attacked) == 8
+    assert {parse_attack(cell.shift)[0].modality for cell in attacked} == {"image", "text", "joint"}
+    assert "black" in {parse_attack(cell.shift)[0].access for cell in attacked if cell.directions == ("i2t",)}
+    assert all(cell.n_images for cell in attacked)
 
 
 @pytest.mark.parametrize("name", ["demo", "flickr8k", "flickr30k", "coco"])
 def test_a_full_suite_holds_the_catalogue_under_three_seeds(name: str) -> None:
     suite = list_suites()[f"{name}-full"]
     main = next(cell.collection for cell in suite.cells if cell.shift == "clean")
-    found = {(cell.shift, cell.seed) for cell in suite.cells if cell.collection == main and cell.shift not in CLEAN}
+    whole = [cell for cell in suite.cells if cell.collection == main]
+    found = {(cell.shift, cell.seed) for cell in whole if cell.shift not in CLEAN and not cell.is_attack}
     expected = {
         (shift.id(severity), seed)
         for shift in CATALOGUE
@@ -42,10 +50,34 @@ def test_a_full_suite_holds_the_catalogue_under_three_seeds(name: str) -> None:
         for seed in (range(3) if shift.seeded else range(1))
     }
     assert found == expected
-    core = list_suites()[f"{name}-core"]
-    assert {(cell.shift, cell.seed) for cell in core.cells if cell.collection == main} <= found | {
-        (c, 0) for c in CLEAN
-    }
+    core = [cell for cell in list_suites()[f"{name}-core"].cells if cell.collection == main]
+    assert {(cell.shift, cell.seed) for cell in core if not cell.is_attack} <= found | {(c, 0) for c in CLEAN}
+    attacks = {(cell.shift, cell.threat_model) for cell in whole if cell.is_attack}
+    assert {(cell.shift, cell.threat_model) for cell in core if cell.is_attack} <= attacks
+    assert {shift for shift, _ in attacks} == {a.id(budget) for a in ATTACKS for budget in a.budgets}
+
+
+def test_an_attack_asks_what_it_can_change(tmp_path: Path, suite_file: Path) -> None:
+    path = tmp_path / "attacks.toml"
+    table = '\n[[cells]]\ncollection = "scenes/test"\nattacks = ["{}"]\n{}\nreason = "For a test."\n'
+    head = suite_file.read_text()
+    path.write_text(head + "".join(table.format(name, "") for name in ("pgd", "charmer", "sga")))
+    cells = [cell for cell in read_suite(path).cells if cell.is_attack]
+    directions = {(cell.shift, cell.threat_model): cell.directions for cell in cells}
+    assert len(directions) == 4 * 4 + 2 * 3 + 4
+    assert directions["pgd:1", "query"] == directions["charmer:2", "gallery_target"] == ("i2t",)
+    assert directions["pgd:8", "distractor"] == directions["charmer:1", "query"] == ("t2i",)
+    assert directions["sga:4", "both"] == ("t2i", "i2t")
+    assert len({cell.slug for cell in cells}) == len(cells)
+    for wrong, words in (
+        ("budgets = [3]", "budgets 1, 2, 4, 8"),
+        ('threat_models = ["both"]', "threat models"),
+        ('shifts = ["fog"]', "either shifts or attacks"),
+        ("severities = [1]", "no severities"),
+    ):
+        path.write_text(head + table.format("pgd", wrong))
+        with pytest.raises(RoveError, match=words):
+            read_suite(path)
 
 
 def test_distractors_are_asked_for_in_the_direction_that_they_touch(suite_file: Path, tmp_path: Path) -> None:

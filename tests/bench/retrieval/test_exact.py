@@ -98,6 +98,27 @@ def test_image_to_image_leaves_the_query_out() -> None:
     check_against_sorting(images, images, positives, exclude_self=True)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_stand_ins_are_seen_by_the_queries_that_they_are_right_for(seed: int) -> None:
+    queries, gallery, positives = random_case(seed)
+    stand_ins = quantised(np.random.default_rng(seed + 99), len(gallery), 4)
+    ranking = rank_positives(queries, gallery, positives, block_bytes=1 << 12, stand_ins=stand_ins)
+    for number, query in enumerate(queries):
+        own = slice(positives.offsets[number], positives.offsets[number + 1])
+        positive = np.isin(np.arange(len(gallery)), positives.items[own])
+        scores = np.where(positive, stand_ins @ query, gallery @ query)
+        assert ranking.pessimistic[own].tolist() == places_by_sorting(scores, positive, positives_win=False)
+        assert ranking.optimistic[own].tolist() == places_by_sorting(scores, positive, positives_win=True)
+
+
+def test_a_constant_encoder_is_last_among_stand_ins_as_well() -> None:
+    constant = np.full((70, 48), 1 / np.sqrt(48), np.float32)
+    positives = Positives(np.arange(64), np.arange(65), np.arange(64))
+    ranking = rank_positives(constant[:64], constant, positives, stand_ins=constant.copy())
+    assert (ranking.pessimistic == 70).all()
+    assert (ranking.optimistic == 1).all()
+
+
 def test_pairs_become_positives_of_both_directions() -> None:
     pairs = np.array([[0, 2], [0, 0], [1, 1], [1, 0], [0, 2]])
     captions, images = positives_of_pairs(pairs, "t2i"), positives_of_pairs(pairs, "i2t")

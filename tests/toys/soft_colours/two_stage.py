@@ -27,3 +27,13 @@ class TwoStage(SoftColours):
 
 def load(context):
     return TwoStage(context.device)
+
+
+class Opaque(TwoStage):
+    """One whose second stage gives no gradient."""
+
+    score_pixels = None
+
+
+def opaque(context):
+    return Opaque(context.device)
