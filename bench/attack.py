@@ -335,15 +335,23 @@ class AttackScorer:
         asr: Mapping[Direction, Mapping[str, Estimate]],
     ) -> list[Check]:
         """Whether the attack did at all what it is for."""
+        finite = Check(
+            name="attacked values not finite",
+            passed=not examples.n_broken,
+            detail=f"in {examples.n_broken} of {len(examples.images)} images, which are the original's there",
+        )
         fallen = min(part["asr_drop@1"].value for part in asr.values())
         if losses is None:
             return [
-                Check(name="R@1 rises under attack", passed=fallen >= 0, detail=f"it falls by {100 * fallen:.1f} pp")
+                finite,
+                Check(name="R@1 rises under attack", passed=fallen >= 0, detail=f"it falls by {100 * fallen:.1f} pp"),
             ]
         rise = losses[1] - losses[0]
         checks = [
             Check(name="attack raises no loss", passed=rise >= 0, detail=f"from {losses[0]:.3f} to {losses[1]:.3f}")
         ]
+        if plan.attack.modality == "image":
+            checks.append(finite)
         if plan.attack.modality == "text":
             checks.append(self._check_random_edits(plan, collection, examples, aim))
         return checks

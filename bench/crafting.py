@@ -23,7 +23,7 @@ from bench.submission import Submission
 from bench.types import Collection, Stage
 from bench.victim import Victim
 from bench.worker.host import Worker, WorkerSettings
-from shifts.attacks.budget import clip_pixels, enforce_pixels, enforce_text, to_levels, to_pixels
+from shifts.attacks.budget import clip_pixels, enforce_pixels, enforce_text, find_broken, to_levels, to_pixels
 from shifts.attacks.catalogue import STEPS, Attack
 from shifts.attacks.goal import Goal, Logits, rival_levels
 from shifts.attacks.rerank import PoolGoal, pool_levels
@@ -169,13 +169,6 @@ class Crafter:
             batches = _by_shape(task.shapes, self._batch_size)
         return self._make(plan.slug, plan.identity, collection, batches, attack, done)
 
-    def attack_images(
-        self, plan: Plan, crops: UInt8[np.ndarray, "batch height width 3"], logits: Logits, rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "batch height width 3"], Float[Tensor, "batch 3 height width"]]:
-        """One batch, rounded and unrounded, both inside the budget."""
-        attacked = plan.attack.run(logits, to_pixels(crops), plan.budget / 255, plan.steps, rng)
-        return enforce_pixels(attacked, crops, plan.budget), clip_pixels(attacked, crops, plan.budget)
-
     def attack_queries(
         self, plan: Plan, crops: UInt8[np.ndarray, "n height width 3"], goal: Goal
     ) -> UInt8[np.ndarray, "n height width 3"]:
@@ -183,7 +176,8 @@ class Crafter:
         made, aim = [], Aim(goal)
         for rows in _chunks(np.arange(len(crops)), self._batch_size):
             rng = sample_rng(plan.seed, plan.attack.name, plan.attack.version, plan.budget, f"examined {rows.tolist()}")
-            made.append(self.attack_images(plan, crops[rows], aim.logits(self.victim, rows), rng)[0])
+            attacked = _attack_images(plan, crops[rows], aim.logits(self.victim, rows), rng)
+            made.append(enforce_pixels(attacked, crops[rows], plan.budget))
         return np.concatenate(made)
 
     def identity(self, collection: Collection) -> list[object]:
@@ -193,9 +187,8 @@ class Crafter:
         return [_VERSION, self._submission.fingerprint, *facts, self._surroundings, source_digest(collection)]
 
     def _image_batch(self, task: _Task, items: np.ndarray, rng: np.random.Generator) -> Batch:
-        logits = task.aim.logits(self.victim, items)
-        attacked, unrounded = self.attack_images(task.plan, task.pixels(items), logits, rng)
-        return Batch(items, images=attacked, unrounded=self._embed(unrounded))
+        attacked = _attack_images(task.plan, task.pixels(items), task.aim.logits(self.victim, items), rng)
+        return self._bounded(task, items, attacked)
 
     def _text_batch(self, task: _Task, items: np.ndarray, rng: np.random.Generator) -> Batch:
         attack, budget = task.plan.attack, task.plan.budget
@@ -205,19 +198,23 @@ class Crafter:
         return Batch(items, captions=items, texts=[enforce_text(*pair, budget, attack.edit_unit) for pair in pairs])
 
     def _joint_batch(self, task: _Task, items: np.ndarray, rng: np.random.Generator) -> Batch:
-        budget, pixels = task.plan.budget, task.pixels(items)
         captions, owners = _captions_of(task.collection, items)
         originals = [task.collection.captions[caption] for caption in captions]
-        images, attacked = task.plan.attack.run(
-            self.victim, to_pixels(pixels), originals, owners, budget / 255, task.plan.steps, rng
-        )
+        pixels, eps = to_pixels(task.pixels(items)), task.plan.budget / 255
+        images, attacked = task.plan.attack.run(self.victim, pixels, originals, owners, eps, task.plan.steps, rng)
         texts = [enforce_text(*pair, 1, "words") for pair in zip(attacked, originals, strict=True)]
-        unrounded = self._embed(clip_pixels(images, pixels, budget))
-        return Batch(items, enforce_pixels(images, pixels, budget), captions, texts, unrounded)
+        return replace(self._bounded(task, items, images), captions=captions, texts=texts)
 
     @torch.no_grad()
-    def _embed(self, pixels: Tensor) -> np.ndarray:
-        return self.victim.embed_pixels(pixels).numpy()
+    def _bounded(self, task: _Task, items: np.ndarray, attacked: Tensor) -> Batch:
+        """An attack's images inside the budget, and the vectors that they would have if they were not rounded."""
+        crops, budget = task.pixels(items), task.plan.budget
+        return Batch(
+            items,
+            images=enforce_pixels(attacked, crops, budget),
+            unrounded=self.victim.embed_pixels(clip_pixels(attacked, crops, budget)).numpy(),
+            n_broken=int(find_broken(attacked).sum()),
+        )
 
     def _make(
         self,
@@ -254,6 +251,13 @@ class _Task:
         plan = self.plan
         batch = f"{self.collection.name} {plan.role} {items.tolist()}"
         return sample_rng(plan.seed, plan.attack.name, plan.attack.version, plan.budget, batch)
+
+
+def _attack_images(
+    plan: Plan, crops: UInt8[np.ndarray, "batch height width 3"], logits: Logits, rng: np.random.Generator
+) -> Float[Tensor, "batch 3 height width"]:
+    attacked: Tensor = plan.attack.run(logits, to_pixels(crops), plan.budget / 255, plan.steps, rng)
+    return attacked
 
 
 def make_aim(plan: Plan, collection: Collection, sides: Sides, readings: Readings | None = None) -> Aim:

@@ -41,6 +41,7 @@ class Batch:
         captions: which captions were attacked, (n_captions,) int64; none of an image attack.
         texts: what became of them.
         unrounded: the victim's vectors of the attacked images before rounding, (n, dim) float32; none of a text attack.
+        n_broken: images in which the attack left a value that is not finite, and which is the original's there.
     """
 
     items: Int[np.ndarray, " n"]
@@ -48,6 +49,7 @@ class Batch:
     captions: Int[np.ndarray, " n_captions"] = field(default_factory=lambda: NO_CAPTIONS)
     texts: Sequence[str] = ()
     unrounded: Float[np.ndarray, "n dim"] = field(default_factory=lambda: NO_VECTORS)
+    n_broken: int = 0
 
 
 class StoredImage(NamedTuple):
@@ -69,12 +71,14 @@ class Examples:
         images: in the collection's order; none of a text attack.
         captions: the collection's captions, the attacked ones replaced.
         unrounded: as in `Batch`, in the collection's order.
+        n_broken: as in `Batch`, of all.
         sha256: of images and captions.
     """
 
     images: tuple[StoredImage, ...]
     captions: tuple[str, ...]
     unrounded: Float[np.ndarray, "n dim"]
+    n_broken: int
     sha256: str
 
 
@@ -137,6 +141,7 @@ def join(batches: Sequence[Batch], image_ids: Sequence[str], captions: Sequence[
         images=images,
         captions=tuple(texts),
         unrounded=vectors[order] if len(vectors) else vectors,
+        n_broken=sum(batch.n_broken for batch in batches),
         sha256=digest_of([image.sha256 for image in images], texts),
     )
 
@@ -168,6 +173,7 @@ def _write(path: Path, batch: Batch) -> None:
         captions=batch.captions,
         texts=np.frombuffer(json.dumps(list(batch.texts)).encode(), np.uint8),
         unrounded=batch.unrounded,
+        n_broken=np.array(batch.n_broken),
     )
     data = buffer.getvalue()
     write_atomic(path.with_suffix(".npz"), hashlib.sha256(data).digest() + data)
@@ -184,7 +190,8 @@ def _read(path: Path) -> Batch | None:
             images = _read_images(path.with_suffix(".npy"), str(file["pixels"]))
             texts = json.loads(file["texts"].tobytes())
             if images is not None:
-                return Batch(file["items"], images, file["captions"], texts, file["unrounded"])
+                n_broken = int(file["n_broken"])
+                return Batch(file["items"], images, file["captions"], texts, file["unrounded"], n_broken)
     _log.warning("%s is damaged: these examples are made again.", path)
     return None
 

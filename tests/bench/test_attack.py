@@ -25,7 +25,7 @@ from bench.submission import Submission, find_submission
 from bench.suites import Suite, read_suite
 from bench.summary import summarise_run, transfer_matrix
 
-N_IMAGES, BATCH = 20, 8
+N_IMAGES, BATCH = 12, 5
 SUITE = f"""
 name = "attacked"
 version = 1
@@ -131,7 +131,7 @@ def test_threat_models_agree_with_a_naive_computation(attacked: RunResult, soft:
     collection = load_collection("scenes/test").head(N_IMAGES)
     folder = attacked.folder / "examples"
     crops, hostile = (
-        soft_vectors(soft, np.concatenate([batch.images for batch in read_examples(folder / f"scenes-test-20-{name}")]))
+        soft_vectors(soft, np.concatenate([batch.images for batch in read_examples(folder / f"scenes-test-12-{name}")]))
         for name in ("crops", "pgd-8-gallery")
     )
     texts = np.array([[text.lower().count(word) for word in PALETTE] for text in collection.captions]) + 1e-3
@@ -148,14 +148,14 @@ def test_threat_models_agree_with_a_naive_computation(attacked: RunResult, soft:
         for k in (1, 5, 10):
             hits = 1 + ((scores >= best) & ~right).sum(axis=1) <= k
             record = record_of(attacked, "pgd:8", threat_model)
-            assert record.metrics["t2i"][f"hit@{k}"].value == pytest.approx(hits.mean(), abs=0.021)
+            assert record.metrics["t2i"][f"hit@{k}"].value == pytest.approx(hits.mean(), abs=0.034)
     report = record_of(attacked, "pgd:8", "gallery_all").attack
     best = np.where(right, clean, -np.inf).max(axis=1, keepdims=True)
     before = ((clean >= best) & ~right).sum(axis=1) == 0
     best = np.where(right, changed, -np.inf).max(axis=1, keepdims=True)
     after = ((changed >= best) & ~right).sum(axis=1) == 0
     lost = (before & ~after).sum() / before.sum()
-    assert report.asr["t2i"]["asr_hits@1"].value == pytest.approx(lost, abs=0.06)
+    assert report.asr["t2i"]["asr_hits@1"].value == pytest.approx(lost, abs=0.1)
 
 
 def test_a_distractor_joins_the_gallery(attacked: RunResult) -> None:
@@ -166,8 +166,8 @@ def test_a_distractor_joins_the_gallery(attacked: RunResult) -> None:
 
 def test_threat_models_share_their_examples(attacked: RunResult) -> None:
     names = sorted(path.name for path in (attacked.folder / "examples").iterdir() if path.is_dir())
-    texts = ["scenes-test-20-typo_greedy-1-gallery", "scenes-test-20-typo_greedy-1-query"]
-    images = [f"scenes-test-20-{name}" for name in ("crops", "pgd-8-distractor", "pgd-8-gallery", "pgd-8-query")]
+    texts = ["scenes-test-12-typo_greedy-1-gallery", "scenes-test-12-typo_greedy-1-query"]
+    images = [f"scenes-test-12-{name}" for name in ("crops", "pgd-8-distractor", "pgd-8-gallery", "pgd-8-query")]
     assert names == sorted([*images, *texts])
 
 
@@ -177,7 +177,7 @@ def test_killed_in_the_middle_of_a_cell_it_ends_with_the_same_examples(
     output = tmp_path / "run"
     command = [sys.executable, "-m", "bench.cli", "run", str(soft.folder), "--suite", str(suite_path)]
     command += ["--batch-size", str(BATCH), "-o", str(output)]
-    begun = output / "examples" / "scenes-test-20-pgd-8-query" / "00000.npz"
+    begun = output / "examples" / "scenes-test-12-pgd-8-query" / "00000.npz"
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     while not begun.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -195,7 +195,7 @@ def test_damaged_examples_are_made_again(
 ) -> None:
     output = tmp_path / "run"
     shutil.copytree(attacked.folder, output)
-    path = output / "examples" / "scenes-test-20-pgd-8-query" / "00001.npy"
+    path = output / "examples" / "scenes-test-12-pgd-8-query" / "00001.npy"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
@@ -237,6 +237,31 @@ def test_examples_transfer_to_another_submission(
     other = read_suite_with(tmp_path, "budgets = [8]", "budgets = [4]")
     with pytest.raises(UsageError, match="is a run of"):
         transfer_suite(other, source)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("none", ""),
+        ("optimiser", "optimises while it encodes"),
+        pytest.param("detached", "zero gradient", marks=pytest.mark.slow),
+        pytest.param("randomised", "randomised", marks=pytest.mark.slow),
+        pytest.param("input_quantiser", "quantised", marks=pytest.mark.slow),
+        pytest.param("nan_gradient", "gradient not finite", marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_that_hides_its_gradient_is_told_from_an_honest_one(
+    fault: str, reason: str, toys: Path, tmp_path: Path
+) -> None:
+    control = find_submission(str(toys / "controls"), {"fault": fault})
+    text = SUITE.partition('[[cells]]\ncollection = "scenes/test"\nattacks = ["typo_greedy"]')[0]
+    path = tmp_path / "control.toml"
+    path.write_text(text.replace('"query", "gallery_target", "gallery_all", "distractor"', '"query"'))
+    result = run_suite(control, read_suite(path), RunSettings(output=tmp_path / "run", batch_size=BATCH), Silent())
+    report = record_of(result, "pgd:8", "query").attack
+    failed = {check.name for check in report.checks if not check.passed}
+    assert reason in failed if reason else not failed
+    assert report.verdict.startswith("unreliable" if reason else "reliable")
 
 
 def test_a_bundle_that_claims_another_success_is_refused(attacked: RunResult, tmp_path: Path) -> None:
