@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -43,7 +43,6 @@ class Evaluation:
     evidence: bytes
     metrics: Metrics
     flags: tuple[str, ...]
-    embeddings_sha256: dict[Literal["images", "texts"], str]
 
 
 def evaluate(
@@ -73,7 +72,6 @@ def evaluate(
         evidence=pack_evidence({str(name): part for name, part in evidence.items()}),
         metrics=score_evidence(evidence, len(collection.images)),
         flags=find_flags(evidence),
-        embeddings_sha256={"images": digest_vectors(images), "texts": digest_vectors(texts)},
     )
 
 

@@ -143,7 +143,7 @@ def generate(settings: GenerateSettings, output: Path, observer: GenerateObserve
         raise UsageError(f"{output} is a file; choose another --output.")
     collection = _load(settings)
     cells, skipped = _runnable(settings)
-    plan = _plan(settings, collection, cells)
+    plan = plan_of(collection, settings.seed, [CANVAS, *(shift.id(severity) for shift, severity in cells)])
     check_free(output)
     with locked(output):
         check_same_inputs(output, plan)
@@ -258,17 +258,19 @@ def _require_similarity() -> None:
         raise MissingError(missing)
 
 
-def _plan(settings: GenerateSettings, collection: Collection, cells: Iterable[tuple[Shift, int]]) -> Plan:
+def plan_of(collection: Collection, seed: int, shifts: Iterable[str], **more: Any) -> Plan:
+    """What a generated data set is made from, on this machine; `more` are further fields."""
     return Plan(
         collection=collection.name,
         revision=collection.revision,
         source_sha256=source_digest(collection),
         n_images=len(collection.images),
         n_captions=len(collection.captions),
-        seed=settings.seed,
-        shifts=(CANVAS, *(shift.id(severity) for shift, severity in cells)),
+        seed=seed,
+        shifts=tuple(shifts),
         versions={"rove-bench": version_of("rove-bench"), "pyarrow": version_of("pyarrow"), **versions()},
         processor=processor_name(),
+        **more,
     )
 
 

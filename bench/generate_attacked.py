@@ -25,12 +25,20 @@ from bench.errors import UsageError
 from bench.evaluate import to_unit
 from bench.examples import Examples
 from bench.feed import pixels_digest
-from bench.generate import SHARD_IMAGES, GenerateObserver, captions_by_image, check_free, check_same_inputs, to_png
+from bench.generate import (
+    SHARD_IMAGES,
+    GenerateObserver,
+    captions_by_image,
+    check_free,
+    check_same_inputs,
+    plan_of,
+    to_png,
+)
 from bench.generated import CARD, LOCK, MANIFEST, GeneratedManifest, Part, config_name, make_card, verify_generated
 from bench.generated import PLAN as BEGUN
 from bench.generated import Plan as Inputs
 from bench.records import digest_of, to_json
-from bench.shifted import caption_ids, prepare_clean, processor_name, source_digest, version_of, versions
+from bench.shifted import caption_ids, prepare_clean, processor_name, versions
 from bench.store import cache_folder, locked, sha256_of, write_atomic
 from bench.submission import Submission
 from bench.types import Collection
@@ -93,20 +101,9 @@ def generate_attacked(settings: AttackedSettings, output: Path, observer: Genera
 
 
 def _inputs(settings: AttackedSettings, collection: Collection) -> Inputs:
-    return Inputs(
-        collection=collection.name,
-        revision=collection.revision,
-        source_sha256=source_digest(collection),
-        n_images=len(collection.images),
-        n_captions=len(collection.captions),
-        seed=settings.seed,
-        shifts=(CROPS, *(attack.id(budget) for attack, budget in settings.attacks)),
-        victim=settings.victim.label,
-        victim_fingerprint=settings.victim.fingerprint,
-        role=settings.role,
-        versions={"rove-bench": version_of("rove-bench"), "pyarrow": version_of("pyarrow"), **versions()},
-        processor=processor_name(),
-    )
+    names = [CROPS, *(attack.id(budget) for attack, budget in settings.attacks)]
+    victim = {"victim": settings.victim.label, "victim_fingerprint": settings.victim.fingerprint}
+    return plan_of(collection, settings.seed, names, **victim, role=settings.role)
 
 
 def _make_parts(

@@ -269,55 +269,31 @@ class _Runner:
         images, texts, readings = sides.images, sides.texts, sides.readings
         second = in_both_directions(self._rerank_k, readings.score) if self._rerank_k and readings else None
         evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions, sides.distractors, second)
-        record = blank.model_copy(
-            update={
-                "flags": evaluation.flags,
-                "data": Data(
-                    revision=collection.revision,
-                    n_images=len(collection.images),
-                    n_captions=len(collection.captions),
-                    n_distractors=sides.n_distractors,
-                    n_unchanged=sides.n_unchanged,
-                    source_sha256=source,
-                    images_sha256=images.fed_sha256,
-                    captions_sha256=texts.fed_sha256,
-                    distractors_sha256=sides.distractors_sha256,
-                    token_bytes=readings.token_bytes if readings else None,
-                ),
-                "dim": images.vectors.shape[1],
-                "embeddings_sha256": evaluation.embeddings_sha256,
-                "metrics": evaluation.metrics,
-                "timing": _timing(images, texts),
-            }
+        described = _describe(
+            collection,
+            source,
+            (images, texts),
+            n_distractors=sides.n_distractors,
+            n_unchanged=sides.n_unchanged,
+            distractors_sha256=sides.distractors_sha256,
+            token_bytes=readings.token_bytes if readings else None,
         )
-        return record, evaluation.evidence
+        found = {"flags": evaluation.flags, "metrics": evaluation.metrics}
+        return blank.model_copy(update={**found, **described}), evaluation.evidence
 
     def _score_attacked(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
         result = self._scorer.score(cell, collection, self._observer.items_encoded)
-        images, texts = result.images, result.texts
-        record = blank.model_copy(
-            update={
-                "flags": result.flags,
-                "data": Data(
-                    revision=collection.revision,
-                    n_images=len(collection.images),
-                    n_captions=len(collection.captions),
-                    n_distractors=result.n_distractors,
-                    n_unchanged=result.report.n_unchanged,
-                    source_sha256=source,
-                    images_sha256=images.fed_sha256,
-                    captions_sha256=texts.fed_sha256,
-                    distractors_sha256=result.distractors_sha256,
-                    token_bytes=result.token_bytes,
-                ),
-                "dim": images.vectors.shape[1],
-                "embeddings_sha256": {"images": digest_vectors(images.vectors), "texts": digest_vectors(texts.vectors)},
-                "metrics": result.metrics,
-                "attack": result.report,
-                "timing": _timing(images, texts),
-            }
+        described = _describe(
+            collection,
+            source,
+            (result.images, result.texts),
+            n_distractors=result.n_distractors,
+            n_unchanged=result.report.n_unchanged,
+            distractors_sha256=result.distractors_sha256,
+            token_bytes=result.token_bytes,
         )
-        return record, result.evidence
+        found = {"flags": result.flags, "metrics": result.metrics, "attack": result.report}
+        return blank.model_copy(update={**found, **described}), result.evidence
 
     def _embed(self, cell: Cell, change: Change | None, collection: Collection) -> _Sides:
         """What all stages make of the cell's items; a shift that adds distractors leaves the items themselves."""
@@ -445,13 +421,31 @@ def _version(cell: Cell) -> int:
     return parse_attack(cell.shift)[0].version if cell.is_attack else change.shift.version if change else 0
 
 
-def _timing(images: Embedded, texts: Embedded) -> Timing:
-    return Timing(
+def _describe(
+    collection: Collection, source: str, embedded: tuple[Embedded, Embedded], **more: object
+) -> dict[str, object]:
+    """What a record says of the items, whatever was done to them; `more` are further fields of `Data`."""
+    images, texts = embedded
+    facts = {
+        "revision": collection.revision,
+        "n_images": len(collection.images),
+        "n_captions": len(collection.captions),
+        "source_sha256": source,
+        "images_sha256": images.fed_sha256,
+        "captions_sha256": texts.fed_sha256,
+    }
+    timing = Timing(
         encode_images_ms=images.ms_per_item,
         encode_texts_ms=texts.ms_per_item,
         images_cached=images.cached,
         texts_cached=texts.cached,
     )
+    return {
+        "data": Data.model_validate({**facts, **more}),
+        "dim": images.vectors.shape[1],
+        "embeddings_sha256": {"images": digest_vectors(images.vectors), "texts": digest_vectors(texts.vectors)},
+        "timing": timing,
+    }
 
 
 def _limited(collection: Collection, limit: int | None) -> Collection:

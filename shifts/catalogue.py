@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
 
 from bench.errors import InputError, UsageError, unknown_name
+from shifts.lazy import Lazy
 from shifts.resources import find_missing_packages
 from shifts.seeding import SampleStreams, sample_rng
 
@@ -50,22 +50,6 @@ class Shift:
         return f"{self.name}:{severity}"
 
 
-@dataclass(frozen=True)
-class _Lazy:
-    """A function of `shifts.<module>` that is imported when first called: listing shifts must not load OpenCV."""
-
-    module: str
-    name: str
-
-    @cached_property
-    def function(self) -> Callable[[Any, int, np.random.Generator], Any]:
-        """The function itself; a look-up at every call would cost a typo a tenth of its time."""
-        return getattr(import_module(f"shifts.{self.module}"), self.name)
-
-    def __call__(self, item: Any, severity: int, rng: np.random.Generator) -> Any:
-        return self.function(item, severity, rng)
-
-
 def _shift(
     name: str,
     family: str,
@@ -77,7 +61,7 @@ def _shift(
     seeded: bool = True,
 ) -> Shift:
     """A line of the catalogue; its function stands in `shifts.<module>` and is named as the shift is."""
-    return Shift(name, family, modality, severities, version, _Lazy(module, name), summary, seeded)
+    return Shift(name, family, modality, severities, version, Lazy(module, name), summary, seeded)
 
 
 _OWN_MODELS = {

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from importlib import import_module
 from typing import Any, Literal
 
 from bench.errors import UsageError, unknown_name
 from bench.types import Direction, ThreatModel
+from shifts.lazy import Lazy
 
 Modality = Literal["image", "text", "joint"]
 EPS: tuple[int, ...] = (1, 2, 4, 8)
@@ -79,31 +78,16 @@ class Attack:
         return f"{self.name}:{budget}"
 
 
-@dataclass(frozen=True)
-class _Lazy:
-    """A function of `shifts.attacks.<module>`, imported when first called: listing attacks must not load torch."""
-
-    module: str
-    name: str
-
-    @cached_property
-    def function(self) -> Callable[..., Any]:
-        return getattr(import_module(f"shifts.attacks.{self.module}"), self.name)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
-
-
 def _image(name: str, access: Literal["white", "black"], passes: int, summary: str, module: str = "image") -> Attack:
-    return Attack(name, "image", access, EPS, 1, _Lazy(module, name), summary, (passes, 0))
+    return Attack(name, "image", access, EPS, 1, Lazy(f"attacks.{module}", name), summary, (passes, 0))
 
 
 def _text(name: str, unit: Literal["characters", "words"], module: str, strings: int, summary: str) -> Attack:
-    return Attack(name, "text", "black", (1, 2), 1, _Lazy(module, name), summary, (0, strings), unit)
+    return Attack(name, "text", "black", (1, 2), 1, Lazy(f"attacks.{module}", name), summary, (0, strings), unit)
 
 
 def _joint(name: str, passes: tuple[int, int], summary: str) -> Attack:
-    return Attack(name, "joint", "white", EPS, 1, _Lazy("joint", name), summary, passes)
+    return Attack(name, "joint", "white", EPS, 1, Lazy("attacks.joint", name), summary, passes)
 
 
 CATALOGUE: tuple[Attack, ...] = (
