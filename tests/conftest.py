@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub reads it: no test waits for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests' models are small: threads would wait for one another
 
 import pytest
 from observers import Silent

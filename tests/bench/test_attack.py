@@ -239,15 +239,16 @@ def test_examples_transfer_to_another_submission(
         transfer_suite(other, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
         ("none", ""),
+        ("detached", "zero gradient"),
+        ("randomised", "randomised"),
+        ("input_quantiser", "quantised"),
+        ("nan_gradient", "gradient not finite"),
         ("optimiser", "optimises while it encodes"),
-        pytest.param("detached", "zero gradient", marks=pytest.mark.slow),
-        pytest.param("randomised", "randomised", marks=pytest.mark.slow),
-        pytest.param("input_quantiser", "quantised", marks=pytest.mark.slow),
-        pytest.param("nan_gradient", "gradient not finite", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_that_hides_its_gradient_is_told_from_an_honest_one(
