@@ -134,12 +134,13 @@ def test_texts_are_encoded_once_and_come_in_order(worker: Worker, monkeypatch: p
     monkeypatch.setattr(worker, "encode_texts", lambda texts: asked.extend(texts) or encode(texts))
     monkeypatch.setattr("bench.victim.RECENT_TEXTS", 4)
     victim = Victim(worker, 2)
-    expected = torch.from_numpy(encode(TEXTS))
-    torch.testing.assert_close(victim.encode_texts(TEXTS), expected)
-    torch.testing.assert_close(victim.encode_texts([*TEXTS[:0:-1], TEXTS[1]]), expected[[4, 3, 2, 1, 1]])
-    assert asked == TEXTS
-    victim.encode_texts(TEXTS[:1])
-    assert asked == [*TEXTS, TEXTS[0]]
+    texts = sorted(TEXTS, key=lambda text: (len(text), text))  # the order in which they are asked for
+    expected = torch.from_numpy(encode(texts))
+    torch.testing.assert_close(victim.encode_texts(TEXTS), torch.from_numpy(encode(TEXTS)))
+    torch.testing.assert_close(victim.encode_texts([*texts[:0:-1], texts[1]]), expected[[4, 3, 2, 1, 1]])
+    assert asked == texts
+    victim.encode_texts(texts[:1])
+    assert asked == [*texts, texts[0]]
 
 
 def test_errors_of_the_worker_stay_what_they_are_on_the_way_back(worker: Worker) -> None:
