@@ -32,7 +32,7 @@ from bench.records import (
     read_json,
     to_json,
 )
-from bench.reliability import Examination, examine, examine_texts
+from bench.reliability import NOISE, Examination, examine, examine_texts
 from bench.retrieval.rerank import PairScores, SecondStage
 from bench.scoring import Metrics, find_flags, score_attack, score_evidence
 from bench.second import Aim, NotApplicable, Readings, find_objective, in_both_directions, score_stand_ins
@@ -76,7 +76,8 @@ class Attacked:
 
 @dataclass(frozen=True)
 class _Items:
-    """Embeddings of a collection's items: of each modality as they were, attacked, and before rounding.
+    """Embeddings of a collection's items: of each modality as they were, attacked, and before rounding; and of the
+    images that were attacked, before that, which are not the collection's own where they become distractors.
 
     Beside them what a second stage reads of them; None where there is none.
     """
@@ -84,6 +85,7 @@ class _Items:
     clean: tuple[Embedded, Embedded]
     attacked: tuple[Embedded, Embedded]
     unrounded: np.ndarray | None
+    started_from: Embedded
     clean_readings: Readings | None = None
     attacked_readings: Readings | None = None
 
@@ -132,11 +134,18 @@ class AttackScorer:
         """Which examples of another run a cell is scored on."""
         return _find_report(self._source, cell).examples_sha256 if self._source else ""
 
-    def score(self, cell: Cell, collection: Collection, progress: Progress) -> Attacked:
-        """The cell's items attacked and scored; `progress` is told of finished items.
+    def score(
+        self, cell: Cell, collection: Collection, progress: Progress, beside: Collection | None = None
+    ) -> Attacked:
+        """The cell's items attacked and scored.
+
+        Args:
+            progress: is told of finished items.
+            beside: as many other images, which distractors are made of.
 
         Raises:
-            NotApplicable: the attack needs a gradient, and the submission has none, or it cannot reach the stage.
+            NotApplicable: the attack needs a gradient, and the submission has none, or it cannot reach the stage, or
+                there are no images to make distractors of.
             SubmissionError: the submission failed.
             MissingError: a package that the attack needs is missing.
         """
@@ -149,10 +158,12 @@ class AttackScorer:
         sides = Sides(*(torch.from_numpy(to_unit(part.vectors)) for part in clean))
         readings = self._read(collection, crops, collection.captions)
         aim = make_aim(plan, collection, sides, readings)
-        examples = self._examples(cell, plan, collection, crops, aim, progress)
-        items = self._embed(attack, clean, readings, examples, collection)
+        starts = self._crops_beside(beside) if role == "distractor" else crops
+        examples = self._examples(cell, plan, collection, starts, aim, progress)
+        items = self._embed(attack, clean, readings, examples, collection, starts)
         evidence = {variant: self._rank(cell, collection, items, variant) for variant in items.variants}
-        report = self._report(cell, plan, collection, crops, examples, sides, aim, items, evidence)
+        findings = None if self._source else self._examine(plan, collection, crops, sides)
+        report = self._report(cell, plan, collection, starts, examples, findings, aim, items, evidence)
         added = items.attacked[0] if plan.role == "distractor" else None
         images = items.clean[0] if added else items.attacked[0]
         return Attacked(
@@ -186,6 +197,13 @@ class AttackScorer:
             return self._crafter.crops(collection)
         return _read(self._source.folder, collection, "crops")
 
+    def _crops_beside(self, beside: Collection | None) -> Examples:
+        if beside is None:
+            raise NotApplicable(
+                "distractors are made of as many photos beside those of the cell; there are not so many."
+            )
+        return self._crops(beside)
+
     def _examples(
         self,
         cell: Cell,
@@ -211,6 +229,7 @@ class AttackScorer:
         readings: Readings | None,
         examples: Examples,
         collection: Collection,
+        starts: Examples | None,
     ) -> _Items:
         images, texts = clean
         attacked = readings and replace(readings, captions=examples.captions)
@@ -221,7 +240,8 @@ class AttackScorer:
             texts = self._embed_texts(examples.captions)
         rounded_only = self._source is not None or not len(examples.unrounded)
         unrounded = None if rounded_only else examples.unrounded
-        return _Items(clean, (images, texts), unrounded, readings, attacked)
+        started_from = self._embed_images(collection, starts)
+        return _Items(clean, (images, texts), unrounded, started_from, readings, attacked)
 
     def _embed_images(self, collection: Collection, examples: Examples | None) -> Embedded:
         """Of the examples' images, or of the collection's on the canvas."""
@@ -268,7 +288,7 @@ class AttackScorer:
         collection: Collection,
         crops: Examples | None,
         examples: Examples,
-        sides: Sides,
+        findings: Findings | None,
         aim: Aim,
         items: _Items,
         evidence: Mapping[Variant, Mapping[Direction, Evidence]],
@@ -277,9 +297,8 @@ class AttackScorer:
         largest, most = verify_budget(plan, collection, crops, examples)
         asr = score_attack(evidence[""], evidence["clean"], n_images)
         losses = None if attack.modality == "joint" else _losses(aim, attack, items)
-        findings, checks = Findings(key="", checks=()), []
-        if self._source is None:
-            findings = self._examine(plan, collection, crops, sides)
+        checks: list[Check] = []
+        if findings is not None:
             checks = [*findings.checks, *self._check_result(plan, collection, examples, aim, losses, asr)]
         unrounded = evidence.get("unrounded")
         return AttackReport(
@@ -301,7 +320,7 @@ class AttackScorer:
             clean=score_evidence(evidence["clean"], n_images),
             unrounded=score_evidence(unrounded, n_images) if unrounded else {},
             asr=asr,
-            curve=findings.curve,
+            curve=findings.curve if findings else (),
             checks=tuple(checks),
             verdict="transferred" if self._source else _verdict(checks),
         )
@@ -347,9 +366,10 @@ class AttackScorer:
                 Check(name="R@1 rises under attack", passed=fallen >= 0, detail=f"it falls by {100 * fallen:.1f} pp"),
             ]
         rise = losses[1] - losses[0]
-        checks = [
-            Check(name="attack raises no loss", passed=rise >= 0, detail=f"from {losses[0]:.3f} to {losses[1]:.3f}")
-        ]
+        checks = []
+        if plan.attack.name != NOISE:  # which is the control, not an attack
+            detail = f"from {losses[0]:.3f} to {losses[1]:.3f}"
+            checks.append(Check(name="attack raises no loss", passed=rise >= 0, detail=detail))
         if plan.attack.modality == "image":
             checks.append(finite)
         if plan.attack.modality == "text":
@@ -428,8 +448,11 @@ def _pixels_of(collection: Collection, examples: Examples | None) -> tuple[Seque
 
 def _losses(aim: Aim, attack: Attack, items: _Items) -> tuple[float, float]:
     """What the attack raises, averaged over its items, before and after."""
-    side = 1 if attack.modality == "text" else 0
-    before, after = (torch.from_numpy(part[side].vectors) for part in (items.clean, items.attacked))
+    if attack.modality == "text":
+        parts = items.clean[1], items.attacked[1]
+    else:
+        parts = items.started_from, items.attacked[0]
+    before, after = (torch.from_numpy(part.vectors) for part in parts)
     return aim.mean_loss(before, items.clean_readings), aim.mean_loss(after, items.attacked_readings)
 
 

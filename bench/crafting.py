@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.examples import NO_IMAGES, Batch, Examples, join, make_examples
 from bench.records import Cell, Objective, digest_of
 from bench.second import Aim, Readings, choose_pairs
-from bench.shifted import draw_partners, prepare_clean, source_digest
+from bench.shifted import prepare_clean, source_digest
 from bench.submission import Submission
 from bench.types import Collection, Stage
 from bench.victim import Victim
@@ -148,7 +148,7 @@ class Crafter:
         """All items of `collection` that the plan changes, attacked.
 
         Args:
-            crops: what image attacks start from.
+            crops: what image attacks start from, as many as the collection has images.
             aim: what the plan's attack is after.
             done: is told how many items are finished.
 
@@ -167,7 +167,8 @@ class Crafter:
             batches = _chunks(np.arange(len(collection.captions)), CAPTIONS_A_BATCH)
         else:
             batches = _by_shape(task.shapes, self._batch_size)
-        return self._make(plan.slug, plan.identity, collection, batches, attack, done)
+        started_from = crops.sha256 if crops else ""
+        return self._make(plan.slug, [*plan.identity, started_from], collection, batches, attack, done)
 
     def attack_queries(
         self, plan: Plan, crops: UInt8[np.ndarray, "n height width 3"], goal: Goal
@@ -293,9 +294,8 @@ def make_goal(plan: Plan, collection: Collection, sides: Sides) -> Goal:
         rivals = None if plan.role == "query" else levels(sides.images @ sides.texts.T, own)
         return Goal(sides.images, own.T.contiguous(), rivals)
     if plan.role == "distractor":
-        partners = draw_partners(plan.seed, "distractor", 1, collection)
         everyone = rival_levels(sides.texts @ sides.images.T, torch.zeros_like(own.T))
-        return Goal(sides.texts, own[partners], everyone, attract=True)
+        return Goal(sides.texts, own, everyone, attract=True)
     rivals = levels(sides.texts @ sides.images.T, own.T) if plan.role == "gallery" else None
     return Goal(sides.texts, own, rivals)
 

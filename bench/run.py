@@ -282,7 +282,8 @@ class _Runner:
         return blank.model_copy(update={**found, **described}), evaluation.evidence
 
     def _score_attacked(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
-        result = self._scorer.score(cell, collection, self._observer.items_encoded)
+        beside = self._beside(cell, collection) if cell.threat_model == "distractor" else None
+        result = self._scorer.score(cell, collection, self._observer.items_encoded, beside)
         described = _describe(
             collection,
             source,
@@ -348,6 +349,12 @@ class _Runner:
             collection = _limited(found.head(min(expected, cell.n_images or expected)), self._settings.limit)
             self._collections[key] = (collection, source_digest(collection))
         return self._collections[key]
+
+    def _beside(self, cell: Cell, collection: Collection) -> Collection | None:
+        """The images that stand behind those of a cell in its whole collection."""
+        offline = self._settings.worker.offline
+        whole = load_collection(cell.collection, data_dirs=self._settings.data_dirs, offline=offline)
+        return whole.beside(len(collection.images))
 
     def _key(self, cell: Cell, source: str) -> str:
         settings: list[object] = [self._settings.batch_size, self._settings.worker.device]

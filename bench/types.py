@@ -97,16 +97,24 @@ class Collection:
 
     def head(self, n_images: int) -> Collection:
         """The first `n_images` images with the captions that go with them; positives are renumbered."""
-        if n_images >= len(self.images):
-            return self
-        pairs = self.positives[self.positives[:, 0] < n_images]
+        return self if n_images >= len(self.images) else self._part(0, n_images, self.name)
+
+    def beside(self, n_images: int) -> Collection | None:
+        """As many images as `head(n_images)` has, the next ones, with their captions; None if there are not so many."""
+        if len(self.images) < 2 * n_images:
+            return None
+        return self._part(n_images, 2 * n_images, f"{self.name}-beside")
+
+    def _part(self, start: int, stop: int, name: str) -> Collection:
+        inside = (self.positives[:, 0] >= start) & (self.positives[:, 0] < stop)
+        pairs = self.positives[inside]
         kept, renumbered = np.unique(pairs[:, 1], return_inverse=True)
         return Collection(
-            name=self.name,
-            images=self.images[:n_images],
+            name=name,
+            images=self.images[start:stop],
             captions=[self.captions[i] for i in kept],
-            positives=np.stack([pairs[:, 0], renumbered.reshape(-1)], axis=1),
-            labels=None if self.labels is None else self.labels[:n_images],
+            positives=np.stack([pairs[:, 0] - start, renumbered.reshape(-1)], axis=1),
+            labels=None if self.labels is None else self.labels[start:stop],
             label_names=self.label_names,
             revision=self.revision,
         )

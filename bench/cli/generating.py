@@ -50,7 +50,7 @@ def generate(
         str | None, typer.Option(help="With --attack: the submission that the items are made against.")
     ] = None,
     role: Annotated[
-        str, typer.Option(help="With --attack: query, gallery or distractor, what the items are in the retrieval.")
+        str, typer.Option(help="With --attack: query or gallery, what the attacked items are in the retrieval.")
     ] = "query",
     model_arg: ModelArgs = None,
     device: Device = "cpu",
@@ -191,9 +191,8 @@ def _attacked_settings(
     for name in attacks:
         budgets = [parse_attack(name)] if ":" in name else [(find_attack(name), b) for b in find_attack(name).budgets]
         chosen += [pair for pair in budgets if pair not in chosen]
-    roles = {"query", "gallery", "distractor"} if all(a.modality != "text" for a, _ in chosen) else {"query", "gallery"}
-    if role not in roles:
-        raise UsageError(f"--role got '{role}'; expected one of {', '.join(sorted(roles))} for these attacks.")
+    if role not in ("query", "gallery"):
+        raise UsageError(f"--role got '{role}'; expected query or gallery.")
     return AttackedSettings(dataset, tuple(chosen), find_submission(*victim), role, **more)  # type: ignore[arg-type]
 
 

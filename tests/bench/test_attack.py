@@ -161,14 +161,21 @@ def test_threat_models_agree_with_a_naive_computation(attacked: RunResult, soft:
 def test_a_distractor_joins_the_gallery(attacked: RunResult) -> None:
     record = record_of(attacked, "pgd:8", "distractor")
     assert record.data.n_distractors == N_IMAGES
-    assert record.metrics["t2i"]["hit@1"].value <= record.attack.clean["t2i"]["hit@1"].value
+    assert record.metrics["t2i"]["hit@1"].value < record.attack.clean["t2i"]["hit@1"].value
+    folder = attacked.folder / "examples"
+    made, beside, own = (
+        np.concatenate([batch.images for batch in read_examples(folder / f"scenes-test-{name}")]).astype(int)
+        for name in ("12-pgd-8-distractor", "beside-12-crops", "12-crops")
+    )
+    assert np.abs(made - beside).max() <= 8
+    assert np.abs(made - own).max(axis=(1, 2, 3)).min() > 8
 
 
 def test_threat_models_share_their_examples(attacked: RunResult) -> None:
     names = sorted(path.name for path in (attacked.folder / "examples").iterdir() if path.is_dir())
     texts = ["scenes-test-12-typo_greedy-1-gallery", "scenes-test-12-typo_greedy-1-query"]
     images = [f"scenes-test-12-{name}" for name in ("crops", "pgd-8-distractor", "pgd-8-gallery", "pgd-8-query")]
-    assert names == sorted([*images, *texts])
+    assert names == sorted([*images, *texts, "scenes-test-beside-12-crops"])
 
 
 def test_killed_in_the_middle_of_a_cell_it_ends_with_the_same_examples(

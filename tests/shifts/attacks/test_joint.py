@@ -126,17 +126,18 @@ def test_only_an_images_own_captions_move_it(attack: Callable[..., tuple[Tensor,
     first, second = (attack(Toy(), some_images(), texts, OWNERS, EPS, 3, rng()) for texts in (TEXTS, others))
     assert (first[0][2] == second[0][2]).float().mean() > 0.999
     assert first[1][2] == second[1][2]
-    assert (first[0][0] == second[0][0]).float().mean() < 0.9
+    alone = attack is separate
+    assert ((first[0][0] == second[0][0]).float().mean() > 0.999) == alone
 
 
 def mean_cosine(attack: Callable[..., tuple[Tensor, list[str]]]) -> float:
     return cosines(*attack(Toy(), some_images(), TEXTS, OWNERS, EPS, 10, rng())).mean().item()
 
 
-def test_every_joint_attack_parts_the_pairs_and_sga_parts_them_furthest() -> None:
+def test_teamwork_parts_the_pairs_further_in_the_published_order() -> None:
     apart, co, guided = map(mean_cosine, ATTACKS)
     clean = cosines(some_images(), TEXTS).mean().item()
-    assert guided < min(apart, co) < max(apart, co) < clean - 0.1
+    assert guided < co < apart < clean - 0.05
 
 
 def test_co_attack_gains_from_looking_at_the_changed_words(monkeypatch: pytest.MonkeyPatch) -> None:
