@@ -43,11 +43,11 @@ Objective = Literal["retrieval", "reranking", "both stages"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Parameters(_Strict):
+class Parameters(Strict):
     """Parameter counts that the author states; what the harness can count itself, it counts."""
 
     total: int | None = Field(default=None, ge=0)
@@ -55,7 +55,7 @@ class Parameters(_Strict):
     added: int | None = Field(default=None, ge=0)
 
 
-class Manifest(_Strict):
+class Manifest(Strict):
     """The contents of `submission.toml`: facts about a submission; choices are in its `model.py`."""
 
     name: Name
@@ -72,7 +72,7 @@ class Manifest(_Strict):
     parameters: Parameters = Parameters()
 
 
-class Cell(_Strict):
+class Cell(Strict):
     """One (collection, shift or attack, threat model, direction set) of a suite."""
 
     collection: Line
@@ -118,7 +118,7 @@ class Cell(_Strict):
         return self.shift in CLEAN and not self.baseline
 
 
-class Estimate(_Strict):
+class Estimate(Strict):
     """A metric's value with its 95 % interval."""
 
     value: Finite
@@ -126,7 +126,7 @@ class Estimate(_Strict):
     high: Finite
 
 
-class Data(_Strict):
+class Data(Strict):
     """What was evaluated on: the source items, and what the submission was really fed."""
 
     revision: Line = ""
@@ -145,7 +145,7 @@ class Data(_Strict):
     )
 
 
-class Timing(_Strict):
+class Timing(Strict):
     """How long things took; nothing else in a record depends on the machine's speed."""
 
     encode_images_ms: Finite | None = Field(default=None, description="median per image, batched")
@@ -155,7 +155,7 @@ class Timing(_Strict):
     wall_s: Finite = 0.0
 
 
-class Check(_Strict):
+class Check(Strict):
     """One sanity check of an attack: did it do what an attack must do, if its failure is to mean robustness?"""
 
     name: Line
@@ -163,7 +163,7 @@ class Check(_Strict):
     detail: Text = ""
 
 
-class CurvePoint(_Strict):
+class CurvePoint(Strict):
     """How an attack does at another budget, on the examined images."""
 
     budget: Annotated[int, Field(ge=0)]
@@ -171,7 +171,7 @@ class CurvePoint(_Strict):
     asr_hits: Finite | None = Field(description="share of the clean hits that are lost; None without a clean hit")
 
 
-class AttackReport(_Strict):
+class AttackReport(Strict):
     """What an attacked cell tells beside its metrics, which are those of the attacked items, rounded, in a budget."""
 
     access: Literal["white", "black"]
@@ -203,7 +203,7 @@ class AttackReport(_Strict):
     verdict: Text = Field(description="`reliable`, `unreliable: reason`, or `transferred`")
 
 
-class Record(_Strict):
+class Record(Strict):
     """The result of one cell."""
 
     schema_version: Literal[1] = 1
@@ -222,7 +222,7 @@ class Record(_Strict):
     timing: Timing = Timing()
 
 
-class Environment(_Strict):
+class Environment(Strict):
     """The machine and the software that produced a run."""
 
     rove: Line
@@ -235,7 +235,7 @@ class Environment(_Strict):
     versions: dict[Line, Line]
 
 
-class RunManifest(_Strict):
+class RunManifest(Strict):
     """What was run: one submission over one suite, on one machine."""
 
     schema_version: Literal[1] = 1

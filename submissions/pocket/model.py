@@ -154,6 +154,8 @@ def load(context: LoadContext) -> Pocket:
         raise InputError(f"pocket computes in float32; got --dtype {context.dtype}.")
     heads = build_heads()
     heads.load_state_dict(load_file(path), strict=True)
+    for ensemble in heads.values():
+        ensemble.members = ensemble.members[: _n_members(context.args["members"])]
     return Pocket(heads["images"], heads["texts"], context.device)
 
 
@@ -161,3 +163,10 @@ def build_heads(dropout: float = 0.0) -> nn.ModuleDict:
     """Both heads, randomly initialised."""
     size: dict[str, Any] = {"members": MEMBERS, "hidden": HIDDEN, "shared": SHARED, "dropout": dropout}
     return nn.ModuleDict({"images": Ensemble(dim=IMAGE_DIM, **size), "texts": Ensemble(dim=TEXT_DIM, **size)})
+
+
+def _n_members(text: str) -> int:
+    """How many members of each head are used: all are 1,536 dimensions, one alone is 512."""
+    if text not in map(str, range(1, MEMBERS + 1)):
+        raise InputError(f"pocket's argument members is '{text}'; expected 1 to {MEMBERS}.")
+    return int(text)
