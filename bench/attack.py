@@ -156,7 +156,7 @@ class AttackScorer:
         crops = None if attack.modality == "text" else self._crops(collection)
         clean = self._embed_images(collection, crops), self._embed_texts(collection.captions)
         sides = Sides(*(torch.from_numpy(to_unit(part.vectors)) for part in clean))
-        readings = self._read(collection, crops, collection.captions)
+        readings = self._readings(collection, crops, collection.captions)
         aim = make_aim(plan, collection, sides, readings)
         starts = self._crops_beside(beside) if role == "distractor" else crops
         examples = self._examples(cell, plan, collection, starts, aim, progress)
@@ -214,7 +214,7 @@ class AttackScorer:
         progress: Progress,
     ) -> Examples:
         if self._source is None:
-            return self._crafter.attack_with(plan, collection, crops, aim, progress)
+            return self._crafter.attack(plan, collection, crops, aim, progress)
         examples = _read(self._source.folder, collection, plan.slug)
         stated = _find_report(self._source, cell).examples_sha256
         if stated != examples.sha256:
@@ -235,7 +235,7 @@ class AttackScorer:
         attacked = readings and replace(readings, captions=examples.captions)
         if attack.modality != "text":
             images = self._embed_images(collection, examples)
-            attacked = self._read(collection, examples, examples.captions)
+            attacked = self._readings(collection, examples, examples.captions)
         if attack.modality != "image":
             texts = self._embed_texts(examples.captions)
         rounded_only = self._source is not None or not len(examples.unrounded)
@@ -245,13 +245,13 @@ class AttackScorer:
 
     def _embed_images(self, collection: Collection, examples: Examples | None) -> Embedded:
         """Of the examples' images, or of the collection's on the canvas."""
-        return self._embedder.images(*_pixels_of(collection, examples), lambda count: None)
+        return self._embedder.images(*pixels_of(collection, examples), lambda count: None)
 
-    def _read(self, collection: Collection, examples: Examples | None, captions: Sequence[str]) -> Readings | None:
+    def _readings(self, collection: Collection, examples: Examples | None, captions: Sequence[str]) -> Readings | None:
         """What the second stage reads of the same images, and of captions."""
         if self._rerank_k is None:
             return None
-        tokens = self._embedder.tokens(*_pixels_of(collection, examples), lambda count: None)
+        tokens = self._embedder.tokens(*pixels_of(collection, examples), lambda count: None)
         return Readings(tokens.vectors, captions, self._embedder.score_pairs)
 
     def _rank(self, cell: Cell, collection: Collection, items: _Items, variant: Variant) -> dict[Direction, Evidence]:
@@ -338,7 +338,7 @@ class AttackScorer:
             examination = self._examine_images(plan, collection, crops, sides)
         findings = Findings(
             key=key,
-            checks=tuple(Check(name=c.name, passed=c.passed, detail=c.detail) for c in examination.checks),
+            checks=examination.checks,
             curve=tuple(_curve_point(*point) for point in examination.curve),
         )
         write_atomic(path, to_json(findings))
@@ -440,7 +440,7 @@ def verify_budget(plan: Plan, collection: Collection, crops: Examples | None, ex
     return largest, most
 
 
-def _pixels_of(collection: Collection, examples: Examples | None) -> tuple[Sequence[Image], Prepare, object]:
+def pixels_of(collection: Collection, examples: Examples | None) -> tuple[Sequence[Image], Prepare, object]:
     """The examples' images, or the collection's on the canvas; how each is made ready, and what says so."""
     images = collection.images if examples is None else examples.images
     return images, prepare_clean(canvas=examples is None), [examples is None, []]

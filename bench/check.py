@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from bench.attack import N_EXAMINED
 from bench.data.scenes import load_scenes
 from bench.embed import checked_vectors
 from bench.errors import ProtocolError, SubmissionError
 from bench.records import CLEAN, Cell
+from bench.reliability import MIN_COSINE
 from bench.run import RunSettings
 from bench.stats import detectable_difference
 from bench.submission import Submission
@@ -23,10 +25,9 @@ from shifts.attacks.catalogue import parse_attack
 from shifts.catalogue import parse_shift
 
 N_IMAGES = 16
-MIN_COSINE = 0.999
 MAX_CHANGE = 1e-4
 BYTES_PER_QUERY = 120
-EXAMINATION_PASSES = 24 * 300
+EXAMINATION_PASSES = 300 * N_EXAMINED
 _HARD_TEXTS = ("", " ", "a", "naïve 文字 עברית 👩‍🚀 e\u0301", "nul\x00nul", "a dog runs " * 1000)
 Looks = dict[str, Callable[[], str]]
 _HARD_SIZES = ((1, 1), (32, 517), (517, 32), (640, 480))

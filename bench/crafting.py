@@ -140,11 +140,7 @@ class Crafter:
             batches = _by_shape([canvas(image).shape for image in collection.images], size)
         return self._make("crops", ["crops"], collection, batches, crop, lambda count: None)
 
-    def attack(self, plan: Plan, collection: Collection, crops: Examples | None, sides: Sides, done: Done) -> Examples:
-        """As `attack_with`, against the first stage; `sides` are vectors of the clean items, as for `make_aim`."""
-        return self.attack_with(plan, collection, crops, make_aim(plan, collection, sides), done)
-
-    def attack_with(self, plan: Plan, collection: Collection, crops: Examples | None, aim: Aim, done: Done) -> Examples:
+    def attack(self, plan: Plan, collection: Collection, crops: Examples | None, aim: Aim, done: Done) -> Examples:
         """All items of `collection` that the plan changes, attacked.
 
         Args:

@@ -139,18 +139,36 @@ def generate(settings: GenerateSettings, output: Path, observer: GenerateObserve
         MissingError: something that a shift needs is not here.
         RoveError: the disk is full, or a worker process was killed; what was made is kept.
     """
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"{output} is a file; choose another --output.")
+    check_free(output)
     collection = _load(settings)
     cells, skipped = _runnable(settings)
     plan = plan_of(collection, settings.seed, [CANVAS, *(shift.id(severity) for shift, severity in cells)])
-    check_free(output)
+    return fill(output, plan, lambda: _make_parts(output, settings, collection, plan, observer), skipped)
+
+
+def fill(output: Path, plan: Plan, make: Callable[[], Iterable[Part]], skipped: Mapping[str, str]) -> GeneratedManifest:
+    """The data set in `output`, which is found whole, or else made: the manifest last.
+
+    Args:
+        make: writes what is not there yet and gives all parts.
+        skipped: what the plan lacks, and why.
+
+    Raises:
+        UsageError: `output` was begun from another plan, or another process writes to it.
+        InputError: what lies there is damaged.
+    """
     with locked(output):
-        check_same_inputs(output, plan)
+        _check_same_inputs(output, plan)
         if (output / MANIFEST).exists():
             manifest = verify_generated(output)
         else:
-            manifest = _fill(output, settings, collection, plan, skipped, observer)
+            for unfinished in output.rglob(".*.tmp"):
+                unfinished.unlink()  # a killed process was writing it
+            write_atomic(output / PLAN, to_json(plan))
+            manifest = GeneratedManifest(plan=plan, skipped=dict(skipped), parts=tuple(make()))
+            write_atomic(output / CARD, make_card(manifest).encode())
+            write_atomic(output / MANIFEST, to_json(manifest))
+            (output / PLAN).unlink()
     (output / LOCK).unlink(missing_ok=True)
     return manifest
 
@@ -210,26 +228,12 @@ def estimate_size(settings: GenerateSettings, n_probes: int = 2) -> Size:
     return Size(n_images, size * share, seconds * share / settings.workers)
 
 
-def _fill(
-    output: Path,
-    settings: GenerateSettings,
-    collection: Collection,
-    plan: Plan,
-    skipped: dict[str, str],
-    observer: GenerateObserver,
-) -> GeneratedManifest:
-    """Makes what is missing, and the manifest last."""
-    for unfinished in output.rglob(".*.tmp"):
-        unfinished.unlink()  # a killed process was writing it
-    write_atomic(output / PLAN, to_json(plan))
+def _make_parts(
+    output: Path, settings: GenerateSettings, collection: Collection, plan: Plan, observer: GenerateObserver
+) -> Iterable[Part]:
     shards = _list_shards(plan)
     observer.planned(sum(shard.stop - shard.start for shard in shards))
-    made = _make_all(settings, collection, output, shards, observer)
-    manifest = GeneratedManifest(plan=plan, skipped=skipped, parts=tuple(_parts(plan, made)))
-    write_atomic(output / CARD, make_card(manifest).encode())
-    write_atomic(output / MANIFEST, to_json(manifest))
-    (output / PLAN).unlink()
-    return manifest
+    return _parts(plan, _make_all(settings, collection, output, shards, observer))
 
 
 def _load(settings: GenerateSettings) -> Collection:
@@ -275,12 +279,14 @@ def plan_of(collection: Collection, seed: int, shifts: Iterable[str], **more: An
 
 
 def check_free(output: Path) -> None:
-    """Refuses a folder that holds something else, before anything is written to it."""
+    """Refuses a file, or a folder that holds something else, before anything is written to it."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"{output} is a file; choose another --output.")
     if output.exists() and any(output.iterdir()) and not any((output / name).exists() for name in (PLAN, MANIFEST)):
         raise UsageError(f"{output} is not empty and no generated data set; choose another --output.")
 
 
-def check_same_inputs(output: Path, plan: Plan) -> None:
+def _check_same_inputs(output: Path, plan: Plan) -> None:
     """Refuses to go on with what was begun otherwise."""
     earlier = _earlier(output)
     changed = describe_differences(earlier, plan) if earlier else ""

@@ -17,29 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bench.attack import EXAMPLES, verify_budget
-from bench.crafting import Crafter, Plan, Role, Sides
+from bench.attack import EXAMPLES, pixels_of, verify_budget
+from bench.crafting import Crafter, Plan, Role, Sides, make_aim
 from bench.data.registry import load_collection
 from bench.embed import Embedder
 from bench.errors import UsageError
 from bench.evaluate import to_unit
 from bench.examples import Examples
-from bench.feed import pixels_digest
-from bench.generate import (
-    SHARD_IMAGES,
-    GenerateObserver,
-    captions_by_image,
-    check_free,
-    check_same_inputs,
-    plan_of,
-    to_png,
-)
-from bench.generated import CARD, LOCK, MANIFEST, GeneratedManifest, Part, config_name, make_card, verify_generated
-from bench.generated import PLAN as BEGUN
+from bench.generate import SHARD_IMAGES, GenerateObserver, captions_by_image, check_free, fill, plan_of, to_png
+from bench.generated import GeneratedManifest, Part, config_name
 from bench.generated import Plan as Inputs
-from bench.records import digest_of, to_json
-from bench.shifted import caption_ids, prepare_clean, processor_name, versions
-from bench.store import cache_folder, locked, sha256_of, write_atomic
+from bench.shifted import caption_ids, processor_name, versions
+from bench.store import cache_folder, sha256_of, write_atomic
 from bench.submission import Submission
 from bench.types import Collection
 from bench.worker.host import WorkerSettings
@@ -80,24 +69,11 @@ def generate_attacked(settings: AttackedSettings, output: Path, observer: Genera
         SubmissionError: the victim failed.
         MissingError: a package that an attack needs is missing.
     """
+    check_free(output)
     collection = load_collection(settings.dataset, data_dirs=settings.data_dirs, offline=settings.worker.offline)
     collection = collection if settings.limit is None else collection.head(settings.limit)
     inputs = _inputs(settings, collection)
-    check_free(output)
-    with locked(output):
-        check_same_inputs(output, inputs)
-        if (output / MANIFEST).exists():
-            manifest = verify_generated(output)
-        else:
-            write_atomic(output / BEGUN, to_json(inputs))
-            parts = tuple(_make_parts(settings, collection, output, observer))
-            manifest = GeneratedManifest(plan=inputs, parts=parts)
-            write_atomic(output / CARD, make_card(manifest).encode())
-            write_atomic(output / MANIFEST, to_json(manifest))
-            (output / BEGUN).unlink()
-        shutil.rmtree(output / EXAMPLES, ignore_errors=True)
-    (output / LOCK).unlink(missing_ok=True)
-    return manifest
+    return fill(output, inputs, lambda: _make_parts(settings, collection, output, observer), {})
 
 
 def _inputs(settings: AttackedSettings, collection: Collection) -> Inputs:
@@ -120,7 +96,7 @@ def _make_parts(
         n_items = sum(counts.get(attack.modality, len(collection.images)) for attack, _ in settings.attacks)
         observer.planned(n_items)
         crops = crafter.crops(collection)
-        images = embedder.images(crops.images, prepare_clean(canvas=False), [False, []], lambda count: None)
+        images = embedder.images(*pixels_of(collection, crops), lambda count: None)
         texts = embedder.texts(list(collection.captions), lambda count: None)
         sides = Sides(*(torch.from_numpy(to_unit(part.vectors)) for part in (images, texts)))
         yield _write_part(output, CROPS, 0, collection, crops, with_images=True, facts=_facts(settings))
@@ -129,11 +105,12 @@ def _make_parts(
             plan = Plan(attack, budget, role, "", settings.seed)
             name = attack.id(budget)
             done = _counter(observer, name)
-            examples = crafter.attack(plan, collection, crops, sides, done)
+            examples = crafter.attack(plan, collection, crops, make_aim(plan, collection, sides), done)
             verify_budget(plan, collection, crops, examples)
             facts = _facts(settings, attack, budget, role)
             with_images = attack.modality != "text"
             yield _write_part(output, name, attack.version, collection, examples, with_images, facts)
+    shutil.rmtree(output / EXAMPLES)
 
 
 def _check_applicable(settings: AttackedSettings, crafter: Crafter) -> None:
@@ -201,14 +178,9 @@ def _write_part(
         version=version,
         n_rows=len(collection.images),
         n_unchanged=0 if with_images else changed.count(False),
-        content_sha256=_content(examples, with_images),
+        content_sha256=examples.sha256,
         files=files,
     )
-
-
-def _content(examples: Examples, with_images: bool) -> str:
-    digests = [pixels_digest(image.pixels).hex() for image in examples.images] if with_images else []
-    return digest_of(digests, list(examples.captions))
 
 
 def _schema(with_images: bool) -> pa.Schema:

@@ -30,8 +30,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.metrics import asr_hits
+from bench.records import Check
+from shifts.attacks.budget import to_pixels
 from shifts.attacks.catalogue import EPS, STEPS, find_attack
-from shifts.attacks.goal import Goal
+from shifts.attacks.goal import Goal, log_odds_of_failing
 
 Levels = UInt8[np.ndarray, "n height width 3"]
 Pixels = Float[Tensor, "n 3 height width"]
@@ -104,21 +106,6 @@ class Attackable(Protocol):
         """Embeddings as they are deployed, without gradient."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One fault that was looked for.
-
-    Args:
-        name: of the fault.
-        passed: it was not found.
-        detail: the figures, and what was expected of them.
-    """
-
-    name: str
-    passed: bool
-    detail: str
-
-
 class CurvePoint(NamedTuple):
     """What an attack leaves at one budget: eps in levels of 255, attacked R@1 as a fraction, and `asr_hits`."""
 
@@ -132,7 +119,7 @@ class Examination:
     """What was found.
 
     Args:
-        checks: those that apply to the model and the attack.
+        checks: those that apply to the model and the attack, each named after the fault that it looks for.
         curve: of the main attack, from the smallest eps to the largest; where nothing was hit, `asr` is NaN.
     """
 
@@ -257,12 +244,7 @@ class _Model:
 
 
 def _leads(goal: Goal, vectors: Float[Tensor, "n dim"]) -> Float[Tensor, " n"]:
-    logits = goal.logits(vectors)
-    return logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
-
-
-def _pixels(images: Levels) -> Pixels:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    return log_odds_of_failing(goal.logits(vectors))
 
 
 def _off_grid(images: Levels, rng: np.random.Generator) -> Pixels:
@@ -296,9 +278,9 @@ def _check_same(
     """
     distance, cosine = _largest_distance(first, again), _lowest_cosine(first, in_other_company)
     return Check(
-        "randomised",
-        distance <= MAX_REPEAT_DISTANCE and cosine >= MIN_COSINE,
-        f"encoded again, vectors lie up to {distance:.1e} apart (at most {MAX_REPEAT_DISTANCE:.0e}); "
+        name="randomised",
+        passed=distance <= MAX_REPEAT_DISTANCE and cosine >= MIN_COSINE,
+        detail=f"encoded again, vectors lie up to {distance:.1e} apart (at most {MAX_REPEAT_DISTANCE:.0e}); "
         f"in other company the lowest cosine is {cosine:.6f} (at least {MIN_COSINE})",
     )
 
@@ -313,11 +295,11 @@ def _check_gradient(
 ) -> list[Check]:
     """Everything about the gradient itself, where the attack starts and where it ended."""
     near_clean, near_attacked = _off_grid(images, rng), _off_grid(attacked, rng)
-    of_losses = model.gradient(_pixels(images), Goal.losses)
+    of_losses = model.gradient(to_pixels(images), Goal.losses)
     of_leads = [model.gradient(pixels, _leads) for pixels in (near_clean, near_attacked)]
     one_level = _coin_tosses(images, rng)
     neighbours = model.score(_moved(images, one_level))
-    on_grid, off_grid = model.embed(_pixels(images)), model.embed(near_clean)
+    on_grid, off_grid = model.embed(to_pixels(images)), model.embed(near_clean)
     return [
         _check_paths(clean, on_grid, off_grid),
         _check_finite([of_losses, *of_leads]),
@@ -349,22 +331,26 @@ def _check_paths(clean: _Scored, on_grid: Float[Tensor, "n dim"], off_grid: Floa
     """`embed_pixels` computes the deployed vectors, also at pixels that are rounded to the same image."""
     cosines = [_lowest_cosine(clean.unit, unit) for unit in (on_grid, off_grid)]
     return Check(
-        "other paths for gradient and deployment",
-        min(cosines) >= MIN_COSINE,
-        f"lowest cosine of embed_pixels and encode_images {cosines[0]:.6f}, a quarter of a level away "
+        name="other paths for gradient and deployment",
+        passed=min(cosines) >= MIN_COSINE,
+        detail=f"lowest cosine of embed_pixels and encode_images {cosines[0]:.6f}, a quarter of a level away "
         f"{cosines[1]:.6f} (at least {MIN_COSINE})",
     )
 
 
 def _check_finite(gradients: Sequence[Pixels]) -> Check:
     bad = [float((~gradient.isfinite()).flatten(1).any(dim=1).double().mean()) for gradient in gradients]
-    return Check("gradient not finite", not any(bad), f"{max(bad):.0%} of the images have a NaN or inf (expected none)")
+    return Check(
+        name="gradient not finite",
+        passed=not any(bad),
+        detail=f"{max(bad):.0%} of the images have a NaN or inf (expected none)",
+    )
 
 
 def _check_nonzero(gradients: Sequence[Pixels]) -> Check:
     dead = max(float((gradient == 0).flatten(1).all(dim=1).double().mean()) for gradient in gradients)
     detail = f"{dead:.0%} of the images have a gradient of zeros (at most {MAX_DEAD_SHARE:.0%})"
-    return Check("zero gradient", dead <= MAX_DEAD_SHARE, detail)
+    return Check(name="zero gradient", passed=dead <= MAX_DEAD_SHARE, detail=detail)
 
 
 def _check_agreement(at_clean: float, at_attacked: float) -> Check:
@@ -374,10 +360,10 @@ def _check_agreement(at_clean: float, at_attacked: float) -> Check:
     gradient itself a mere part of it predicts as well as the whole.
     """
     return Check(
-        "wrong gradient",
-        min(at_clean, at_attacked) >= MIN_AGREEMENT,
-        f"mean cosine with finite differences of one level {at_clean:.2f} at clean and {at_attacked:.2f} at attacked "
-        f"images (at least {MIN_AGREEMENT})",
+        name="wrong gradient",
+        passed=min(at_clean, at_attacked) >= MIN_AGREEMENT,
+        detail=f"mean cosine with finite differences of one level {at_clean:.2f} at clean and {at_attacked:.2f} at "
+        f"attacked images (at least {MIN_AGREEMENT})",
     )
 
 
@@ -402,9 +388,9 @@ def _check_climb(model: _Model, images: Levels, gradient: Pixels, clean: _Scored
     predicted = [float(np.sum(_rise(gradient, step.astype(np.int16) - images))) for step in steps]
     shares = [rise / expected if expected else 0.0 for rise, expected in zip(rises, predicted, strict=True)]
     return Check(
-        "gradient leads nowhere",
-        shares[0] >= MIN_CLIMB,
-        f"along its sign the damage rises by {shares[0]:.2f} of what it predicts over one level (at least "
+        name="gradient leads nowhere",
+        passed=shares[0] >= MIN_CLIMB,
+        detail=f"along its sign the damage rises by {shares[0]:.2f} of what it predicts over one level (at least "
         f"{MIN_CLIMB}), {shares[1]:.2f} over two",
     )
 
@@ -416,9 +402,9 @@ def _check_quantised(clean: _Scored, neighbours: _Scored, off_grid: Float[Tensor
     scaled = [raw / raw.abs().amax(dim=1, keepdim=True) for raw in (clean.raw, neighbours.raw)]
     unchanged = float(((scaled[0] - scaled[1]).abs() <= 1e-6)[clean.raw != 0].double().mean())
     return Check(
-        "quantised",
-        SMOOTH[0] <= ratio <= SMOOTH[1] and unchanged <= MAX_UNCHANGED_SHARE,
-        f"noise of a quarter level moves vectors {ratio:.2f} times as far as noise of one level ({SMOOTH[0]} to "
+        name="quantised",
+        passed=SMOOTH[0] <= ratio <= SMOOTH[1] and unchanged <= MAX_UNCHANGED_SHARE,
+        detail=f"noise of a quarter level moves vectors {ratio:.2f} times as far as noise of one level ({SMOOTH[0]} to "
         f"{SMOOTH[1]}), which leaves {unchanged:.0%} of the entries as they are (at most {MAX_UNCHANGED_SHARE:.0%})",
     )
 
@@ -430,16 +416,16 @@ def _check_growth(clean: _Scored, attacked: dict[int, _Scored]) -> Check:
         for low, high in pairwise(attacked)
     }
     shares = ", ".join(f"{_asr(clean, scored):.2f} at {eps}" for eps, scored in attacked.items())
-    return Check("ASR falls with eps", max(falls.values()) <= Z, f"ASR {shares}")
+    return Check(name="ASR falls with eps", passed=max(falls.values()) <= Z, detail=f"ASR {shares}")
 
 
 def _check_large_eps(goal: Goal, attacked: _Scored) -> Check:
     """Nothing withstands a quarter of the range."""
     chance, recall = float(goal.own.double().mean()), float(attacked.hits.mean())
     return Check(
-        "survives a large eps",
-        recall <= chance + MAX_LEFT,
-        f"R@1 {recall:.2f} at eps {LARGE_EPS} (at most {MAX_LEFT} above chance, {chance:.2f})",
+        name="survives a large eps",
+        passed=recall <= chance + MAX_LEFT,
+        detail=f"R@1 {recall:.2f} at eps {LARGE_EPS} (at most {MAX_LEFT} above chance, {chance:.2f})",
     )
 
 
@@ -447,9 +433,10 @@ def _check_rise(clean: _Scored, first: _Scored, last: _Scored) -> Check:
     """The attack does damage, and not less than one step of it."""
     means = [float(scored.leads.mean()) for scored in (clean, first, last)]
     return Check(
-        "loss does not rise",
-        _standard_errors(last, clean) > Z and _standard_errors(first, last) <= Z,
-        f"mean lead of the wrong answers {means[0]:.2f} clean, {means[1]:.2f} after one step, {means[2]:.2f} after all",
+        name="loss does not rise",
+        passed=_standard_errors(last, clean) > Z and _standard_errors(first, last) <= Z,
+        detail=f"mean lead of the wrong answers {means[0]:.2f} clean, {means[1]:.2f} after one step, "
+        f"{means[2]:.2f} after all",
     )
 
 
@@ -458,9 +445,9 @@ def _check_convergence(clean: _Scored, attacked: _Scored, doubled: _Scored) -> C
     once, twice = _asr(clean, attacked), _asr(clean, doubled)
     low, high = _wilson(once, int(clean.hits.sum()))
     return Check(
-        "not converged",
-        math.isnan(once) or low - 1e-9 <= twice <= high + 1e-9,
-        f"ASR {once:.2f} ({low:.2f} to {high:.2f}), with twice the steps {twice:.2f}",
+        name="not converged",
+        passed=math.isnan(once) or low - 1e-9 <= twice <= high + 1e-9,
+        detail=f"ASR {once:.2f} ({low:.2f} to {high:.2f}), with twice the steps {twice:.2f}",
     )
 
 
@@ -468,9 +455,9 @@ def _check_black_box(clean: _Scored, white: _Scored, black: _Scored) -> Check:
     """Trying at random finds no more than the gradient does."""
     lead = _standard_errors(black, white)
     return Check(
-        "black box stronger than white box",
-        lead <= Z,
-        f"ASR {_asr(clean, white):.2f}, of {BLACK_BOX} {_asr(clean, black):.2f}; {BLACK_BOX} does {lead:+.1f} "
+        name="black box stronger than white box",
+        passed=lead <= Z,
+        detail=f"ASR {_asr(clean, white):.2f}, of {BLACK_BOX} {_asr(clean, black):.2f}; {BLACK_BOX} does {lead:+.1f} "
         f"standard errors more damage (at most {Z})",
     )
 
@@ -479,10 +466,10 @@ def _check_noise(clean: _Scored, attacked: _Scored, noise: _Scored) -> Check:
     """The attack does more damage than noise of the same size."""
     lead = _standard_errors(attacked, noise)
     return Check(
-        "noise as strong as the attack",
-        lead > Z,
-        f"ASR {_asr(clean, attacked):.2f}, of noise {_asr(clean, noise):.2f}; the attack does {lead:+.1f} standard "
-        f"errors more damage (above {Z})",
+        name="noise as strong as the attack",
+        passed=lead > Z,
+        detail=f"ASR {_asr(clean, attacked):.2f}, of noise {_asr(clean, noise):.2f}; the attack does {lead:+.1f} "
+        f"standard errors more damage (above {Z})",
     )
 
 
@@ -490,12 +477,16 @@ def _check_drift(before: _Scored, after: _Scored) -> Check:
     """The examination leaves the model as it was."""
     distance = _largest_distance(before.unit, after.unit)
     detail = f"vectors lie up to {distance:.1e} from those at the start (at most {MAX_REPEAT_DISTANCE:.0e})"
-    return Check("state drifts", distance <= MAX_REPEAT_DISTANCE, detail)
+    return Check(name="state drifts", passed=distance <= MAX_REPEAT_DISTANCE, detail=detail)
 
 
 def _check_inner_optimiser(calls: int) -> Check:
     """The model's forward pass has no backward pass inside."""
-    return Check("optimises while it encodes", calls == 0, f"{calls} backward passes by the submission (expected none)")
+    return Check(
+        name="optimises while it encodes",
+        passed=calls == 0,
+        detail=f"{calls} backward passes by the submission (expected none)",
+    )
 
 
 def _curve_point(eps: int, clean: _Scored, attacked: _Scored) -> CurvePoint:

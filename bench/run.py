@@ -226,6 +226,7 @@ class _Runner:
         self._folder, self._suite, self._settings = folder, suite, settings
         self._embedder, self._scorer, self._observer, self._rerank_k = embedder, scorer, observer, rerank_k
         self._inputs = (submission.fingerprint, surroundings, settings.worker.dtype)
+        self._wholes: dict[str, Collection] = {}
         self._collections: dict[tuple[str, int | None], tuple[Collection, str]] = {}
 
     def is_finished(self) -> bool:
@@ -282,7 +283,8 @@ class _Runner:
         return blank.model_copy(update={**found, **described}), evaluation.evidence
 
     def _score_attacked(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
-        beside = self._beside(cell, collection) if cell.threat_model == "distractor" else None
+        n_images = len(collection.images)
+        beside = self._whole(cell.collection).beside(n_images) if cell.threat_model == "distractor" else None
         result = self._scorer.score(cell, collection, self._observer.items_encoded, beside)
         described = _describe(
             collection,
@@ -341,20 +343,21 @@ class _Runner:
         """The images and captions that a cell is scored on, and their digest."""
         key = (cell.collection, cell.n_images)
         if key not in self._collections:
-            name, expected = cell.collection, self._suite.collections[cell.collection]
-            offline = self._settings.worker.offline
-            found = load_collection(name, data_dirs=self._settings.data_dirs, offline=offline)
-            if len(found.images) < expected:
-                raise InputError(f"{name} has {len(found.images)} images; {self._suite.label} expects {expected}.")
-            collection = _limited(found.head(min(expected, cell.n_images or expected)), self._settings.limit)
+            expected = self._suite.collections[cell.collection]
+            part = self._whole(cell.collection).head(min(expected, cell.n_images or expected))
+            collection = _limited(part, self._settings.limit)
             self._collections[key] = (collection, source_digest(collection))
         return self._collections[key]
 
-    def _beside(self, cell: Cell, collection: Collection) -> Collection | None:
-        """The images that stand behind those of a cell in its whole collection."""
-        offline = self._settings.worker.offline
-        whole = load_collection(cell.collection, data_dirs=self._settings.data_dirs, offline=offline)
-        return whole.beside(len(collection.images))
+    def _whole(self, name: str) -> Collection:
+        """The collection of which cells have the first images."""
+        if name not in self._wholes:
+            expected, offline = self._suite.collections[name], self._settings.worker.offline
+            found = load_collection(name, data_dirs=self._settings.data_dirs, offline=offline)
+            if len(found.images) < expected:
+                raise InputError(f"{name} has {len(found.images)} images; {self._suite.label} expects {expected}.")
+            self._wholes[name] = found
+        return self._wholes[name]
 
     def _key(self, cell: Cell, source: str) -> str:
         settings: list[object] = [self._settings.batch_size, self._settings.worker.device]

@@ -22,9 +22,8 @@ from bench.victim import Victim
 from bench.worker.host import Loaded
 from shifts.attacks.budget import to_levels
 from shifts.attacks.catalogue import Attack
-from shifts.attacks.goal import Goal, Logits
+from shifts.attacks.goal import Goal, Logits, Losses
 from shifts.attacks.rerank import (
-    Losses,
     PairGoal,
     PixelScores,
     PoolGoal,

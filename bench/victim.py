@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from bench.embed import checked_vectors
 from bench.errors import ProtocolError
 from bench.worker.host import Loaded, Worker
+from shifts.attacks.budget import to_levels
 
 RECENT_TEXTS = 16_384
 Run = Callable[[np.ndarray, slice, bool], np.ndarray]
@@ -86,7 +87,7 @@ class Victim:
         One that is not differentiable sees them through `encode_images`, rounded to whole levels, without gradient.
         """
         if not self.differentiable:
-            return self.encode_images(list(_levels(pixels)))
+            return self.encode_images(list(to_levels(pixels)))
 
         def run(part: np.ndarray, rows: slice, grad: bool) -> np.ndarray:
             return checked_vectors(self._worker.embed_pixels(part, grad), "embed_pixels")
@@ -176,8 +177,3 @@ class _Remote(torch.autograd.Function):
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _levels(pixels: Float[Tensor, "n 3 height width"]) -> UInt8[np.ndarray, "n height width 3"]:
-    levels = (pixels.detach() * 255).round().clamp(0, 255).to(device="cpu", dtype=torch.uint8)
-    return levels.permute(0, 2, 3, 1).numpy()

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -38,7 +37,6 @@ _PARTS: Mapping[str, PartOfSpeech] = {"NOUN": "noun", "PROPN": "noun", "VERB": "
 _COMMON_TAGS = {"NNP": "NN", "NNPS": "NNS"}
 _OFFENSIVE_USAGES = frozenset({"ethnic_slur", "disparagement", "obscenity"})
 _N_TAGGED_IF_COMMON = 10
-_WEIGHT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "model.safetensors")
 
 
 class Slot(NamedTuple):
@@ -214,14 +212,7 @@ def _is_word(piece: str) -> bool:
 
 
 def _model_here() -> HubModel | None:
-    """The masked language model if all its files are on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
-    model = masked_lm.MODEL
-    if Path(model.name).is_dir():
-        return model
-    files = (try_to_load_from_cache(model.name, name, revision=model.revision) for name in _WEIGHT_FILES)
-    return model if all(isinstance(file, str) for file in files) else None
+    return masked_lm.MODEL if hub_models.find_local(masked_lm.MODEL) else None
 
 
 def _expected(text: str, spans: Sequence[_Span], model: HubModel) -> list[tuple[str, ...]]:

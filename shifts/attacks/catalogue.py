@@ -119,11 +119,6 @@ def find_attack(name: str) -> Attack:
     raise unknown_name("attack", name, (attack.name for attack in CATALOGUE), "rove list attacks")
 
 
-def is_attack(shift_id: str) -> bool:
-    """Whether an id names an attack and not a shift."""
-    return any(attack.name == shift_id.partition(":")[0] for attack in CATALOGUE)
-
-
 def parse_attack(attack_id: str) -> tuple[Attack, int]:
     """The attack and budget that an id names.
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
 
+from shifts.attacks.goal import Losses
 from shifts.text.typo import keyboard_slips
 
 ALPHABET = "l op,cktgeaisrnhudmwbyfvjqxz.'-"
@@ -25,7 +25,6 @@ _DELETION = ""
 _SYMBOLS = (*ALPHABET, _DELETION)
 _N_STRINGS_AT_ONCE = 4096
 
-Losses = Callable[[Sequence[str], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 _Known = dict[str, float]
 
 

@@ -16,9 +16,10 @@ eps 1, 3 steps: all are lost, with R@10 .125 / .042 / .000 left.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, no_grad
 from torch.nn import functional
@@ -28,6 +29,8 @@ _NEVER = -1e4
 _NOTHING = -1 / TEMPERATURE  # where there is no wrong answer: as if there were one, as far away as can be
 
 Logits = Callable[[Float[Tensor, "batch 3 height width"]], Float[Tensor, "batch n_classes"]]
+Losses = Callable[[Sequence[str], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
+"""How bad texts are for the victim, with the row of the attacked texts that each would replace."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +68,7 @@ class Goal:
 
     def losses(self, vectors: Float[Tensor, "batch dim"]) -> Float[Tensor, " batch"]:
         """The cross-entropy of label 0, one an item: what an attack raises."""
-        logits = self.logits(vectors)
-        return logits.logsumexp(dim=1) - logits[:, 0]
+        return cross_entropies(self.logits(vectors))
 
     def take(self, rows: Int[Tensor, " n_rows"]) -> Goal:
         """The goal of those rows of the batch, in that order; a row may be asked for several times."""
@@ -79,6 +81,16 @@ class Goal:
     def _missed_item(self, leads: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         held = functional.softplus(-leads if self.attract else leads).masked_fill(~self.own, 0)
         return -held.sum(dim=1) / self.own.sum(dim=1)
+
+
+def cross_entropies(logits: Float[Tensor, "batch n_classes"]) -> Float[Tensor, " batch"]:
+    """The cross-entropy of label 0 in each row."""
+    return logits.logsumexp(dim=1) - logits[:, 0]
+
+
+def log_odds_of_failing(logits: Float[Tensor, "batch n_classes"]) -> Float[Tensor, " batch"]:
+    """The lead of all other columns together over column 0; unlike the cross-entropy it is not flat near 0."""
+    return logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
 
 
 @no_grad()

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchattacks import APGD, FGSM, MIFGSM, PGD, Square
 
-from shifts.attacks.goal import Logits
+from shifts.attacks.goal import Logits, log_odds_of_failing
 
 Images = Float[Tensor, "batch 3 height width"]
 
@@ -122,7 +122,7 @@ class _LeadClassifier(_Classifier):
 
     def forward(self, images: Images) -> Float[Tensor, "batch 2"]:
         logits = super().forward(images).double()
-        lead = logits[:, 1:].logsumexp(dim=1) - logits[:, 0]
+        lead = log_odds_of_failing(logits)
         return nn.functional.pad(lead.nan_to_num().asinh()[:, None], (1, 0), value=self._found)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from shifts.attacks.goal import Logits
+from shifts.attacks.goal import Logits, cross_entropies
 from shifts.attacks.words import replace_words
 
 N_WORD_EDITS = 1
@@ -53,7 +53,7 @@ def sga_image(logits: Logits, images: Pixels, eps: float, steps: int, rng: np.ra
     Source: arXiv 2307.14061, section 4.3; `ImageAttacker` of github.com/Zoky-2020/SGA, which also divides the
     gradient by its mean, to no effect on the sign.
     """
-    return _ascend_scales(images, lambda pixels: _cross_entropies(logits(pixels)), eps, steps, rng)
+    return _ascend_scales(images, lambda pixels: cross_entropies(logits(pixels)), eps, steps, rng)
 
 
 def separate(
@@ -67,18 +67,12 @@ def separate(
 ) -> tuple[Pixels, list[str]]:
     """Either side away from its own clean embedding, the words as in BERT-Attack: what teamwork has to beat.
 
-    Distance, start and step are those of `co_attack`, which adds to this that the image moves away from the words.
+    It is `co_attack` in which the image does not look at the changed words.
 
     Source: the attacks on both sides without interaction of github.com/adversarial-for-goodness/Co-Attack, which are
     the separate row of SGA's tables.
     """
-    changed_texts = _replace_words(victim, texts, _encode(victim, texts, images), _divergences)
-    clean = _embed(victim, images)
-
-    def losses(pixels: Pixels) -> Float[Tensor, " batch"]:
-        return _divergences(_vectors(victim, pixels), clean)
-
-    return _ascend_once(images, losses, eps, steps, rng), changed_texts
+    return co_attack(victim, images, texts, owners, eps, steps, rng, words_weight=0.0)
 
 
 def co_attack(
@@ -89,24 +83,26 @@ def co_attack(
     eps: float,
     steps: int,
     rng: np.random.Generator,
+    words_weight: float | None = None,
 ) -> tuple[Pixels, list[str]]:
     """Words first, away from the clean caption; then the image, away from its clean self and from the changed words.
 
     Distances are Kullback-Leibler divergences between the softmaxes of unit vectors; the changed words weigh
-    `CHANGED_WORDS_WEIGHT` times as much as the clean image; the start is U(0, eps), the step 1.25 eps / steps: all as
-    in the released code for CLIP. It is not followed where it attacks pair by pair and keeps of an image what its
-    last caption made of it (here all its captions count alike), lets pixels leave [0, 1] before the first step, and
-    takes the language model's candidates for a word from the token before it.
+    `CHANGED_WORDS_WEIGHT` (or `words_weight`) times as much as the clean image; the start is U(0, eps), the step
+    1.25 eps / steps: all as in the released code for CLIP. It is not followed where it attacks pair by pair and keeps
+    of an image what its last caption made of it (here all its captions count alike), lets pixels leave [0, 1] before
+    the first step, and takes the language model's candidates for a word from the token before it.
 
     Source: arXiv 2206.09391, section 4; `run_before_fusion` of github.com/adversarial-for-goodness/Co-Attack.
     """
     changed_texts = _replace_words(victim, texts, _encode(victim, texts, images), _divergences)
     clean, targets = _embed(victim, images), _encode(victim, changed_texts, images)
+    weight = CHANGED_WORDS_WEIGHT if words_weight is None else words_weight
 
     def losses(pixels: Pixels) -> Float[Tensor, " batch"]:
         vectors = _vectors(victim, pixels)
         from_words = _mean_by_owner(_divergences(vectors[owners], targets), owners, len(images))
-        return _divergences(vectors, clean) + CHANGED_WORDS_WEIGHT * from_words
+        return _divergences(vectors, clean) + weight * from_words
 
     return _ascend_once(images, losses, eps, steps, rng), changed_texts
 
@@ -222,10 +218,6 @@ def _misfits(vectors: Vectors, targets: Vectors) -> Float[Tensor, " n"]:
 def _divergences(vectors: Vectors, targets: Vectors) -> Float[Tensor, " n"]:
     """KL(softmax(target) || softmax(vector)) of each pair."""
     return functional.kl_div(vectors.log_softmax(dim=1), targets.softmax(dim=1), reduction="none").sum(dim=1)
-
-
-def _cross_entropies(logits: Float[Tensor, "batch n_classes"]) -> Float[Tensor, " batch"]:
-    return logits.logsumexp(dim=1) - logits[:, 0]
 
 
 def _mean_by_owner(values: Float[Tensor, " n_texts"], owners: Owners, n_images: int) -> Float[Tensor, " n_images"]:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from shifts.attacks.goal import TEMPERATURE, Logits
+from shifts.attacks.goal import TEMPERATURE, Logits, Losses, log_odds_of_failing
 
 PAIRS_AT_ONCE = 4096
 FAR_BELOW = 1e4
@@ -23,7 +23,6 @@ PixelScores = Callable[
     [Float[Tensor, "batch 3 height width"], Int[Tensor, "batch k"], Int[Tensor, "batch k"]], Float[Tensor, "batch k"]
 ]
 TextScores = Callable[[Sequence[str], Int[np.ndarray, " n_pairs"]], Float[np.ndarray, " n_pairs"]]
-Losses = Callable[[Sequence[str], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 
 
 def choose_candidates(
@@ -179,7 +178,7 @@ def either_stage(first: Logits, second: Logits) -> Logits:
     """
 
     def logits(pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 2"]:
-        one, two = _log_odds_of_failing(first(pixels)), _log_odds_of_failing(second(pixels))
+        one, two = log_odds_of_failing(first(pixels)), log_odds_of_failing(second(pixels))
         failing = torch.stack([one, two, one + two], dim=1).logsumexp(dim=1)
         return _two_classes(failing)
 
@@ -225,7 +224,3 @@ def _without(scores: Float[Tensor, "batch k"], left_out: Bool[Tensor, "batch k"]
 
 def _two_classes(missed: Float[Tensor, " batch"]) -> Float[Tensor, "batch 2"]:
     return functional.pad(missed[:, None], (1, 0))
-
-
-def _log_odds_of_failing(logits: Float[Tensor, "batch n_classes"]) -> Float[Tensor, " batch"]:
-    return logits[:, 1:].logsumexp(dim=1) - logits[:, 0]

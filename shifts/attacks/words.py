@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from shifts.attacks.candidates import Slot, find_slots
+from shifts.attacks.goal import Losses
 
 N_WORDS = 4
 
 _N_TEXTS_AT_ONCE = 64
-
-Losses = Callable[[Sequence[str], Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 
 
 @dataclass

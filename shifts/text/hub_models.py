@@ -75,21 +75,30 @@ def find_missing(models: Iterable[HubModel]) -> str:
     return problem and _explain(wanted, problem)
 
 
+def find_local(model: HubModel) -> str:
+    """The folder of a model that is on this machine, or "" if a file of it is not; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(model.name).is_dir():
+        return model.name
+    names = [name for name in _FILES[model.kind] if "*" not in name]
+    paths = [try_to_load_from_cache(model.name, name, revision=model.revision) for name in names]
+    folders = [str(Path(path).parent) for path in paths if isinstance(path, str)]
+    return folders[0] if len(folders) == len(names) else ""
+
+
 @cache
 def _locate(model: HubModel, offline: bool) -> _Place:
     """Where the model lies; a hub that gave no answer is not asked again by this process."""
-    if Path(model.name).is_dir():
-        return _Place(model.name)
-    try:
-        folder = _fetch(model, local_only=True)
-        if all(Path(folder, name).exists() for name in _FILES[model.kind] if "*" not in name):
-            return _Place(folder)
-    except (OSError, ValueError):
-        pass  # not in the cache
+    from huggingface_hub import snapshot_download
+
+    folder = find_local(model)
+    if folder:
+        return _Place(folder)
     if offline:
         return _Place(problem="HF_HUB_OFFLINE is set and they are not in the cache")
     try:
-        return _Place(_fetch(model, local_only=False))
+        return _Place(snapshot_download(model.name, revision=model.revision, allow_patterns=_FILES[model.kind]))
     except (OSError, ValueError) as error:
         return _Place(problem=_first_line(error))
 
@@ -104,13 +113,6 @@ def _open(model: HubModel, folder: str) -> Loaded:
         tokenizer = getattr(transformers, tokenizer_class).from_pretrained(folder)
         net = getattr(transformers, net_class).from_pretrained(folder)
     return Loaded(tokenizer, net.double().eval())
-
-
-def _fetch(model: HubModel, local_only: bool) -> str:
-    from huggingface_hub import snapshot_download
-
-    files = _FILES[model.kind]
-    return snapshot_download(model.name, revision=model.revision, allow_patterns=files, local_files_only=local_only)
 
 
 def _first_line(error: Exception) -> str:

@@ -85,7 +85,8 @@ def test_it_goes_on_after_an_interruption_with_the_same_bytes(
         generate_attacked(settings, output, Counter(stop_after=6))
     with pytest.raises(IncompleteError, match="unfinished"):
         verify_generated(output)
-    assert generate_attacked(settings, output, Counter()) == made[1]
+    (output / "data" / "crops" / ".00000.parquet.x1y2.tmp").write_bytes(b"half a sh")
+    assert generate_attacked(settings, output, Counter()) == made[1] == verify_generated(output)
     assert not (output / "examples").exists()
 
 
@@ -102,3 +103,5 @@ def test_what_cannot_be_made_says_why(
     (tmp_path / "full" / "note.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
         generate_attacked(settings_for(soft, "pgd:2"), tmp_path / "full", Counter())
+    with pytest.raises(UsageError, match="is a file"):
+        generate_attacked(settings_for(soft, "pgd:2"), tmp_path / "full" / "note.txt", Counter())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny_bert import SPECIAL, save_bert
 
 from bench.errors import InputError
 from shifts.seeding import sample_rng
@@ -16,22 +17,13 @@ from shifts.text import hub_models, masked_lm
 from shifts.text.hub_models import HubModel
 
 CAPTION = "A man, in blue, rides the brown horse."
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = "a i b in man blue rides the brown horse dog cat tree red big small old green house near two".split()  # noqa: SIM905
 PIECES = [*SPECIAL, ",", ".", "##s", "##ing", "7", "犬", *WORDS]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("bert")
-    (path / "vocab.txt").write_text("\n".join(PIECES), encoding="utf-8")
-    transformers.BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(path)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = transformers.BertConfig(vocab_size=len(PIECES), max_position_embeddings=64, initializer_range=1.0, **sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.BertForMaskedLM(config).save_pretrained(path)
-    return path
+    return save_bert(tmp_path_factory.mktemp("bert"), PIECES, max_tokens=64)
 
 
 @pytest.fixture(autouse=True)

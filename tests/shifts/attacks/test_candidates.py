@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tiny_bert import SPECIAL, save_bert
 from tokenizers import Tokenizer
 
 from shifts.attacks import candidates
@@ -109,22 +109,13 @@ class TestWithoutAModel:
         assert find_slots(text) == ()
 
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = "man woman blue rides the brown horse dog dogs cat tree red big small large old green house near two".split()  # noqa: SIM905
 PIECES = [*SPECIAL, ",", ".", "skate", "##board", "b", "##s", "7", *WORDS]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    path = tmp_path_factory.mktemp("bert")
-    (path / "vocab.txt").write_text("\n".join(PIECES), encoding="utf-8")
-    transformers.BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(path)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = transformers.BertConfig(vocab_size=len(PIECES), max_position_embeddings=32, initializer_range=1.0, **sizes)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.BertForMaskedLM(config).save_pretrained(path)
-    return path
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bert(tmp_path_factory.mktemp("bert"), PIECES, max_tokens=32)
 
 
 @pytest.fixture
