@@ -103,6 +103,10 @@ class Ensemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(Head(dim, hidden, shared, dropout) for _ in range(members))
 
+    def keep(self, n_members: int) -> None:
+        """Only the first members, which makes the vectors shorter."""
+        self.members = nn.ModuleList(list(self.members)[:n_members])
+
     def forward(self, features: Tensor) -> Tensor:
         """(batch, dim) to (batch, members x shared)."""
         return torch.cat([functional.normalize(member(features)) for member in self.members], dim=1)
@@ -155,7 +159,8 @@ def load(context: LoadContext) -> Pocket:
     heads = build_heads()
     heads.load_state_dict(load_file(path), strict=True)
     for ensemble in heads.values():
-        ensemble.members = ensemble.members[: _n_members(context.args["members"])]
+        if isinstance(ensemble, Ensemble):
+            ensemble.keep(_n_members(context.args["members"]))
     return Pocket(heads["images"], heads["texts"], context.device)
 
 
