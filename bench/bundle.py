@@ -1,7 +1,8 @@
 """Bundles: what is sent to the leaderboard, and whether what it says follows from its evidence.
 
-A bundle is a folder: `run.json`, `cells/*.json`, `cells/*.parquet` and `bundle.json` with the sha256 of each. A run's
-folder has the same form but for `bundle.json`; both are read here.
+A bundle is a folder: `run.json`, `cells/*.json`, `cells/*.parquet`, `timings/*.json` and `bundle.json` with the sha256
+of each. A run's folder has the same form but for `bundle.json` and for timings, which lie beside it: they belong to the
+submission, not to a suite. Both are read here.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from bench.errors import IncompleteError, InputError
 from bench.evidence import Evidence, Variant, in_variant, read_evidence
-from bench.records import AttackReport, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
+from bench.records import DONE, AttackReport, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
 from bench.scoring import find_flags, score_attack, score_evidence
 from bench.store import new_folder, sha256_of, write_atomic
+from bench.timing_records import TimingRecord
 from bench.types import Direction
 
 INDEX = "bundle.json"
@@ -43,12 +45,14 @@ class Results:
     folder: Path
     manifest: RunManifest
     records: tuple[Record, ...]
+    timings: tuple[TimingRecord, ...] = ()
 
     def evidence(self, record: Record, variant: Variant = "") -> dict[Direction, Evidence]:
-        """The evidence of one of the records.
+        """One variant of a record's evidence; {} if there is no such."""
+        return self.variants(record).get(variant, {})
 
-        Args:
-            variant: of an attacked cell: its items as they were, or before rounding (which may be missing: {}).
+    def variants(self, record: Record) -> dict[Variant, dict[Direction, Evidence]]:
+        """The evidence of one of the records; of an attacked cell also with its items as they were, or not rounded.
 
         Raises:
             InputError: it is missing, damaged, or not that of the record.
@@ -64,14 +68,21 @@ class Results:
         expected = [in_variant(one, direction) for one in variants for direction in directions]
         if list(evidence) != expected:
             raise InputError(f"{path} holds {', '.join(evidence)}; expected {', '.join(expected)}.")
-        return {name: evidence[in_variant(variant, name)] for name in directions} if variant in variants else {}
+        return {one: {name: evidence[in_variant(one, name)] for name in directions} for one in variants}
+
+
+class Timings(NamedTuple):
+    """Files of timings: those of a run's own submission and weights, and those of others."""
+
+    own: tuple[Path, ...]
+    others: tuple[Path, ...]
 
 
 def read_results(folder: Path) -> Results:
-    """The records of a run's folder or of a bundle, ordered by cell.
+    """The records of a run's folder or of a bundle, ordered by cell; of a bundle its timings too.
 
     Raises:
-        InputError: a file is missing or breaks its schema.
+        InputError: a file is missing, breaks its schema, or is a timing of another submission or other weights.
     """
     if not (folder / "run.json").is_file():
         raise InputError(f"{folder} holds no run.json; expected the folder of a run or a bundle.")
@@ -81,11 +92,43 @@ def read_results(folder: Path) -> Results:
     for path, record in zip(paths, records, strict=True):
         if path.stem != record.cell.slug:
             raise InputError(f"{path} holds the cell {record.cell.id}; expected it in {record.cell.slug}.json.")
-    return Results(folder, manifest, tuple(records))
+    timings = _read_timings(folder / "timings")
+    stray = next((path for path, timing in timings.items() if not _is_of(timing, manifest)), None)
+    if stray:
+        raise InputError(f"{stray} is of another submission or other weights than run.json; run `rove bundle` again.")
+    return Results(folder, manifest, tuple(records), tuple(timings.values()))
+
+
+def find_timings(run: Path, manifest: RunManifest) -> Timings:
+    """What `rove time` left beside a run's folder; only the run's own timings enter its bundle.
+
+    Looks also where `rove time` writes unless told otherwise: runs are named by more than a submission's fingerprint.
+    Of two files with one name the one that is beside the run counts.
+
+    Raises:
+        InputError: one of the files is no timing, or has another name than its contents give.
+    """
+    beside, usual = run.resolve().parent, f"{manifest.label}-{manifest.fingerprint[:8]}"
+    timings = _read_timings(beside.parent / usual / "timings") | _read_timings(beside / "timings")
+    own = {path.name: path for path, timing in timings.items() if _is_of(timing, manifest)}
+    others = tuple(path for path, timing in timings.items() if not _is_of(timing, manifest))
+    return Timings(tuple(own.values()), others)
+
+
+def _read_timings(folder: Path) -> dict[Path, TimingRecord]:
+    timings = {path: read_json(path, TimingRecord) for path in sorted(folder.glob("*.json"))}
+    for path, timing in timings.items():
+        if path.stem != timing.slug:
+            raise InputError(f"{path} holds another timing; expected it in {timing.slug}.json.")
+    return timings
+
+
+def _is_of(timing: TimingRecord, manifest: RunManifest) -> bool:
+    return (timing.fingerprint, timing.weights_sha256) == (manifest.fingerprint, manifest.weights_sha256)
 
 
 def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
-    """Copies a complete run to `output` and adds its index; `output` appears whole or not at all.
+    """Copies a complete run and its timings to `output` and adds an index; `output` appears whole or not at all.
 
     Raises:
         IncompleteError: a cell of the suite is missing or failed.
@@ -98,10 +141,12 @@ def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
     slugs = sorted(cell.slug for cell in results.manifest.cells)
     ends = {slug: (".json", ".parquet") if slug in scored else (".json",) for slug in slugs}
     names = ["run.json", *(f"cells/{slug}{end}" for slug in slugs for end in ends[slug])]
+    sources = {name: run / name for name in names}
+    sources |= {f"timings/{path.name}": path for path in find_timings(run, results.manifest).own}
     with new_folder(output, INDEX, overwrite) as unfinished:
-        for name in names:
-            write_atomic(unfinished / name, (run / name).read_bytes())
-        index = BundleIndex(files={name: sha256_of(unfinished / name) for name in names})
+        for name, source in sources.items():
+            write_atomic(unfinished / name, source.read_bytes())
+        index = BundleIndex(files={name: sha256_of(unfinished / name) for name in sources})
         write_atomic(unfinished / INDEX, to_json(index))
     return output
 
@@ -113,7 +158,7 @@ def check_complete(results: Results) -> None:
         IncompleteError: a cell is missing or failed.
         InputError: a record belongs to no cell of the suite.
     """
-    done = {record.cell for record in results.records if record.status in ("ok", "skipped")}
+    done = {record.cell for record in results.records if record.status in DONE}
     missing = [cell for cell in results.manifest.cells if cell not in done]
     if missing:
         count = f"{len(missing)} of {len(results.manifest.cells)} cells"
@@ -151,7 +196,8 @@ def verify_record(results: Results, record: Record) -> None:
     whole = record.cell.n_images or results.manifest.collections.get(record.cell.collection, 0)
     if results.manifest.rankable and record.data.n_images != whole:
         raise InputError(f"{where} was scored on {record.data.n_images} images; its suite has {whole}.")
-    evidence = results.evidence(record)
+    variants = results.variants(record)
+    evidence = variants[""]
     _check_range(where, evidence, record.data)
     n_images = record.data.n_images
     _check_metrics(where, score_evidence(evidence, n_images), record.metrics)
@@ -160,19 +206,20 @@ def verify_record(results: Results, record: Record) -> None:
     if record.cell.is_attack != (record.attack is not None):
         raise InputError(f"{where} is{'' if record.cell.is_attack else ' no'} attack; its record says otherwise.")
     if record.attack is not None:
-        _verify_attack(results, record, record.attack, n_images)
+        _verify_attack(where, variants, record.attack, n_images)
 
 
-def _verify_attack(results: Results, record: Record, report: AttackReport, n_images: int) -> None:
+def _verify_attack(
+    where: str, variants: Mapping[Variant, Mapping[Direction, Evidence]], report: AttackReport, n_images: int
+) -> None:
     """Recomputes what an attacked cell states beside its metrics."""
-    where = f"{results.folder}: {record.cell.id}"
-    attacked, clean = results.evidence(record), results.evidence(record, "clean")
+    attacked, clean = variants[""], variants["clean"]
     pairs = [(part.queries, clean[name].queries) for name, part in attacked.items()]
     if any(not np.array_equal(ours, theirs) for ours, theirs in pairs):
         raise InputError(f"{where} asks other queries with the attack than without it.")
     _check_metrics(where, score_evidence(clean, n_images), report.clean)
     _check_metrics(where, score_attack(attacked, clean, n_images), report.asr)
-    unrounded = results.evidence(record, "unrounded")
+    unrounded = variants.get("unrounded")
     _check_metrics(where, score_evidence(unrounded, n_images) if unrounded else {}, report.unrounded)
 
 
@@ -190,7 +237,9 @@ def _check_metrics(where: str, computed: Mapping[Any, Scores], stated: Mapping[A
 
 
 def _check_files(folder: Path, index: BundleIndex) -> None:
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    present = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
     if any((folder / name).is_symlink() for name in present):
         raise InputError(f"{folder} holds a symbolic link; expected plain files.")
     strange = sorted(present.symmetric_difference({*index.files, INDEX}))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from bench.errors import InputError
 
@@ -286,3 +286,26 @@ def detectable_difference(n_clusters: int, sd: float = 0.4, power: float = 0.8, 
     """
     normal = NormalDist()
     return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * sd / math.sqrt(n_clusters)
+
+
+def pareto_front(costs: Float[np.ndarray, " n"], gains: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Which points no other beats: none costs less and gains as much, or gains more and costs as much.
+
+    Equal points stay together, on the front or off it.
+
+    Args:
+        costs: less is better, such as milliseconds.
+        gains: more is better, such as recall.
+
+    Raises:
+        InputError: there are not as many gains as costs, or one of them is not finite.
+    """
+    if costs.ndim != 1 or costs.shape != gains.shape:
+        raise InputError(f"costs and gains have shapes {costs.shape} and {gains.shape}; expected (n,) for both.")
+    if not (np.isfinite(costs).all() and np.isfinite(gains).all()):
+        raise InputError("a cost or gain is not finite; expected finite values. Leave the point out.")
+    distinct, place = np.unique(costs, return_inverse=True)
+    best = np.full(distinct.size, -np.inf)
+    np.maximum.at(best, place, gains)
+    best_of_cheaper = np.concatenate([[-np.inf], np.maximum.accumulate(best)])[place]
+    return (gains == best[place]) & (gains > best_of_cheaper)

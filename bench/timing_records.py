@@ -44,7 +44,7 @@ class Served(Strict):
     batch_size: Count
     stages: dict[Stage, Latency]
     relative: dict[Stage, Finite] = Field(
-        description="median over the reference's: encode and rerank over the matrix product, search and fetch over the sum"
+        description="median over a reference's: of search and fetch over the sum's, of others over the product's"
     )
     queries_per_s: Finite = Field(description="of one client that waits for each answer")
 

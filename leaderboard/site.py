@@ -14,11 +14,20 @@ from bench.metrics import HIT_CUTOFFS, find_metric
 from bench.records import Estimate, Record
 from bench.store import write_atomic
 from bench.summary import AttackSummary, Summary, summarise
+from bench.timing_records import Served, Stage, TimingRecord
+from leaderboard.sizes import name_size
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _COLUMNS = [f"hit@{k}" for k in HIT_CUTOFFS]
 _Member = tuple[Results, Summary, Estimate]
 _NOTHING = {"value": "", "interval": ""}
+_STAGES: dict[Stage, str] = {
+    "encode": "Encode",
+    "search": "Search",
+    "fetch": "Fetch",
+    "rerank": "Rerank",
+    "end_to_end": "End to end",
+}
 
 
 def build_site(places: Sequence[Path], output: Path) -> tuple[Path, list[tuple[str, str]]]:
@@ -111,7 +120,62 @@ def _row(member: _Member, families: list[str], number: int) -> dict[str, Any]:
         "cells": [_cell(record, _directions(results)) for record in results.records],
         "attacks": [_attack(attack, direction) for attack in summary.attacks for direction in attack.attacked],
         "skipped": list(summary.skipped.items()),
+        "timings": _timings(results.timings),
     }
+
+
+def _timings(records: Sequence[TimingRecord]) -> dict[str, Any]:
+    """A table in the order of galleries and indexes: its rows are nowhere ranked."""
+    asked = {stage for record in records for served in record.served for stage in served.stages}
+    stages = [stage for stage in _STAGES if stage in asked]
+    ordered = sorted(records, key=lambda record: (_n_items(record), record.index.factory, record.slug))
+    return {"stages": [_STAGES[stage] for stage in stages], "rows": [_timing(record, stages) for record in ordered]}
+
+
+def _timing(record: TimingRecord, stages: Sequence[Stage]) -> dict[str, Any]:
+    overlap, largest = record.recall.overlap, max(record.served, key=lambda served: served.batch_size, default=None)
+    single = next((served for served in record.served if served.batch_size == 1), None)
+    search = [f"{name} {value}" for name, value in sorted(record.index.search.items())]
+    return {
+        "n_items": f"{_n_items(record):,}",
+        "gallery": f"{record.gallery.n_synthetic:,} synthetic, {record.gallery.collection}",
+        "index": record.index.factory,
+        "setting": ", ".join([*search, f"rerank {record.rerank_k}" if record.rerank_k else "no second stage"]),
+        "recall": {
+            "value": f"{100 * overlap.value:.2f}",
+            "interval": f"@{record.recall.k}, {100 * overlap.low:.2f} to {100 * overlap.high:.2f}",
+        },
+        "stages": [_latency(single, stage) for stage in stages],
+        "throughput": {
+            "value": "" if largest is None else _short(largest.queries_per_s),
+            "batch": "" if largest is None else f"batch {largest.batch_size:,}",
+        },
+        "size": name_size(record.index.n_bytes),
+        "hardware": record.hardware_class,
+        "threads": f"{record.threads} thread{'' if record.threads == 1 else 's'}, {record.index.device}",
+        "flags": record.flags,
+    }
+
+
+def _n_items(record: TimingRecord) -> int:
+    return record.gallery.n_real + record.gallery.n_synthetic
+
+
+def _latency(served: Served | None, stage: Stage) -> dict[str, str]:
+    """Median, 95th percentile and multiple of the reference; what was not measured is left empty."""
+    latency = None if served is None else served.stages.get(stage)
+    relative = None if served is None else served.relative.get(stage)
+    p50_ms, p95_ms = (None, None) if latency is None else (latency.p50_ms, latency.p95_ms)
+    return {
+        "p50": "" if p50_ms is None else _short(p50_ms),
+        "p95": "" if p95_ms is None else f"p95 {_short(p95_ms)}",
+        "relative": "" if relative is None else f"{_short(relative)} x",
+    }
+
+
+def _short(number: float) -> str:
+    """Three digits, and no exponent however large."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def _attack(attack: AttackSummary, direction: str) -> dict[str, Any]:

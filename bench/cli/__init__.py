@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import catalogue, generating, leaderboard, scoring, submitting
+from bench.cli import catalogue, generating, leaderboard, scoring, submitting, timing
 from bench.cli.console import print_error
 from bench.errors import InputError, RoveError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for room in (catalogue, submitting, scoring, generating, leaderboard):
+for room in (catalogue, submitting, scoring, timing, generating, leaderboard):
     room.register(app)
 
 

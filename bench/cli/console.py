@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,6 +79,11 @@ def parse_pairs(values: Sequence[str], flag: str) -> dict[str, str]:
             raise UsageError(f"{flag} names {key} twice; expected it once.")
         pairs[key] = rest
     return pairs
+
+
+def command_line() -> str:
+    """The command that this process was started with, as others may see it."""
+    return shlex.join(["rove", *(_without_places(argument) for argument in sys.argv[1:])])
 
 
 def keep_offline(offline: bool) -> None:
@@ -182,3 +189,8 @@ def _cell_line(record: Record) -> str:
             shown.append(f"{direction} R@1 {100 * metrics['hit@1'].value:5.1f}")
     flags = f"  [{', '.join(record.flags)}]" if record.flags else ""
     return f"{record.cell.id:<44} {'  '.join(shown)}{flags}"
+
+
+def _without_places(argument: str) -> str:
+    """An argument as others may see it: absolute paths and paths upwards keep their last part only."""
+    return re.sub(r"(?<![\w.])(?:~|\.\.)?/(?:[^/\s=:]+/)*", "", argument)

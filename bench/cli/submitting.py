@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +10,7 @@ import typer
 from bench.cli.console import (
     DataDirs,
     Json,
+    command_line,
     keep_offline,
     parse_pairs,
     print_data,
@@ -152,7 +150,7 @@ def run(
         data_dirs=parse_pairs(data_dir or [], "--data-dir"),
         output=output,
         overwrite=overwrite,
-        command=shlex.join(["rove", *(_without_places(argument) for argument in sys.argv[1:])]),
+        command=command_line(),
         source=source,
         rerank_k=rerank_k,
     )
@@ -224,11 +222,6 @@ def _print_result(result: RunResult, as_json: bool) -> None:
         )
     if as_json:
         print_json({"run": str(result.folder), **summarise_run(result.folder).as_dict()})
-
-
-def _without_places(argument: str) -> str:
-    """An argument as others may see it: absolute paths and paths upwards keep their last part only."""
-    return re.sub(r"(?<![\w.])(?:~|\.\.)?/(?:[^/\s=:]+/)*", "", argument)
 
 
 def _with_split(dataset: str, split: str) -> str:

@@ -237,12 +237,12 @@ def _not_finite(queries: np.ndarray, gallery: np.ndarray, query: int) -> InputEr
     return InputError(f"{culprit} not finite; expected finite embeddings, normalised. Check what the encoder returns.")
 
 
-def _compiled(function: Callable[P, R]) -> Callable[P, R]:
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function as machine code that leaves other threads running, compiled when first called and kept on disk."""
     return cast(Callable[P, R], njit(cache=True, nogil=True)(function))
 
 
-@_compiled
+@compiled
 def _equate_copies(scores: np.ndarray, copies: np.ndarray) -> None:
     """Gives copies the score of the first of their kind, in place.
 
@@ -254,7 +254,7 @@ def _equate_copies(scores: np.ndarray, copies: np.ndarray) -> None:
             scores[row, copies[copy, 0]] = scores[row, copies[copy, 1]]
 
 
-@_compiled
+@compiled
 def _rank_rows(
     scores: np.ndarray,
     excluded: np.ndarray,
@@ -276,7 +276,7 @@ def _rank_rows(
     return len(scores)
 
 
-@_compiled
+@compiled
 def _count_not_finite(line: np.ndarray) -> int:
     count = 0
     for score in line:
@@ -284,7 +284,7 @@ def _count_not_finite(line: np.ndarray) -> int:
     return count
 
 
-@_compiled
+@compiled
 def _rank_row(
     line: np.ndarray, positives: np.ndarray, pessimistic: np.ndarray, optimistic: np.ndarray, top: np.ndarray
 ) -> None:
@@ -306,11 +306,11 @@ def _rank_row(
             if below < positives.size:
                 optimistic[below] += 1
         if score > top_scores[-1]:
-            _insert(top_scores, top, score, item)
+            insert(top_scores, top, score, item)
     _accumulate(positives, pessimistic, optimistic)
 
 
-@_compiled
+@compiled
 def _first_at_most(falling: np.ndarray, score: float) -> int:
     low, high = 0, falling.size
     while low < high:
@@ -322,7 +322,7 @@ def _first_at_most(falling: np.ndarray, score: float) -> int:
     return low
 
 
-@_compiled
+@compiled
 def _first_below(falling: np.ndarray, score: float) -> int:
     low, high = 0, falling.size
     while low < high:
@@ -334,8 +334,8 @@ def _first_below(falling: np.ndarray, score: float) -> int:
     return low
 
 
-@_compiled
-def _insert(scores: np.ndarray, items: np.ndarray, score: float, item: int) -> None:
+@compiled
+def insert(scores: np.ndarray, items: np.ndarray, score: float, item: int) -> None:
     """Puts an item that beats the last one behind all that it does not beat."""
     place = scores.size - 1
     while place > 0 and scores[place - 1] < score:
@@ -346,7 +346,7 @@ def _insert(scores: np.ndarray, items: np.ndarray, score: float, item: int) -> N
     items[place] = item
 
 
-@_compiled
+@compiled
 def _accumulate(positives: np.ndarray, pessimistic: np.ndarray, optimistic: np.ndarray) -> None:
     """Turns tallies of all items into ranks, in place: 1 + place + irrelevant items, level ones in or out."""
     n_level_or_above = 0

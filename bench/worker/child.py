@@ -28,6 +28,7 @@ from bench import torchvision_fix
 from bench.errors import RoveError
 from bench.types import Differentiable, DifferentiableReranker, Encoder, LoadContext, Reranker
 from bench.worker.autograd import HeldGraph, autograd_runs
+from bench.worker.flops import count_flops
 from bench.worker.wire import Channel, MemoryFile
 
 _PR_SET_PDEATHSIG = 1
@@ -71,6 +72,8 @@ class _Session:
             return self._load(request)
         if request["op"] == "pull_back":
             return self._pull_back(request)
+        if request["op"] == "count_flops":
+            return {"flops": count_flops(lambda: self._compute({**request, "op": request["of"]}))}
         before = autograd_runs()
         output = self._compute(request)
         return {**self._send(output, request["op"]), "autograd_calls": max(0, autograd_runs() - before)}
@@ -116,12 +119,11 @@ class _Session:
         }
 
     def _images(self, sizes: Sequence[tuple[int, int]]) -> list[PIL.Image.Image]:
-        raw = self._inbox.read(sum(width * height * 3 for width, height in sizes)).data
         images, start = [], 0
         for width, height in sizes:
-            stop = start + width * height * 3
-            images.append(PIL.Image.frombytes("RGB", (width, height), raw[start:stop]))
-            start = stop
+            raw = self._inbox.read(width * height * 3, start)
+            images.append(PIL.Image.frombytes("RGB", (width, height), raw.data))
+            start += raw.size
         return images
 
     def _array(self, request: dict[str, Any]) -> np.ndarray:

@@ -31,12 +31,14 @@ from jaxtyping import Float, UInt8
 
 from bench.errors import ProtocolError, SubmissionCrash, SubmissionError, SubmissionTimeout, UsageError
 from bench.submission import Submission
+from bench.worker.memory import peak_bytes_of_group
 from bench.worker.wire import Channel, MemoryFile
 
 LOG_BYTES = 64 << 10
 MAX_DIM = 65_536
 MAX_SIDE_PX = 4096
 MAX_TOKEN_VALUES = 1 << 24
+KEPT_IMAGE_BLOCKS = 64
 Shape = tuple[int | str, ...]
 _LARGEST = {"dim": MAX_DIM, "height": MAX_SIDE_PX, "width": MAX_SIDE_PX}
 _KEPT_VARIABLES = (
@@ -44,7 +46,7 @@ _KEPT_VARIABLES = (
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
     *("http_proxy", "https_proxy", "no_proxy"),
     *("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TORCH_HOME"),
-    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+    *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"),
 )
 
 
@@ -83,6 +85,14 @@ class Loaded:
     differentiable: bool = False
     reranker: bool = False
     differentiable_reranker: bool = False
+
+
+class Flops(NamedTuple):
+    """Floating-point operations of one item, None where none were counted; a pair is an image's tokens and a text."""
+
+    per_image: int | None
+    per_text: int | None
+    per_pair: int | None
 
 
 class _Graph(NamedTuple):
@@ -132,6 +142,11 @@ class Worker:
     def graph(self) -> int | None:
         """Which call `pull_back` would go back through; None if there is none."""
         return self._graph and self._graph.call
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The largest resident memory so far of the worker and what it started; None if it ended or nobody tells."""
+        return None if self._process.poll() is not None else peak_bytes_of_group(self._process.pid)
 
     def encode_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n_images dim"]:
         """The submission's embeddings of RGB images of any sizes, as it returned them, (n_images, dim) float32.
@@ -244,6 +259,23 @@ class Worker:
         scores = self._from_pixels("score_pixels", pixels, texts, (len(texts),), grad)
         return self._finite(scores, "score_pixels")
 
+    def count_flops(self, images: Sequence[UInt8[np.ndarray, "h w 3"]], texts: Sequence[str]) -> Flops:
+        """Means over a few images, texts and, of a reranker, pairs of an image with the text beside it, each alone.
+
+        Only torch's operations are counted, and of those what `bench.worker.flops` says.
+
+        Raises:
+            SubmissionError: it failed, ran out of time, or answered with something else than counts.
+        """
+        tokens = [self.image_tokens([image]) for image in images] if self.loaded.reranker else []
+        ask_images, ask_arrays = self._ask_about_images, self._ask_about_arrays
+        pairs = zip(tokens, texts, strict=False)
+        return Flops(
+            self._mean_flops([ask_images("count_flops", [image], of="encode_images") for image in images]),
+            self._mean_flops([ask_arrays("count_flops", None, [text], of="encode_texts") for text in texts]),
+            self._mean_flops([ask_arrays("count_flops", own, [text], of="score_pairs") for own, text in pairs]),
+        )
+
     def close(self) -> None:
         """Ends the worker and everything that it started; safe to call again."""
         if self._process.poll() is None:
@@ -319,13 +351,18 @@ class Worker:
             self._graph = _Graph(self._n_graphs, pixels.shape, output.shape)
         return output
 
-    def _ask_about_images(self, operation: str, images: Sequence[np.ndarray]) -> dict[str, Any]:
+    def _ask_about_images(self, operation: str, images: Sequence[np.ndarray], of: str = "") -> dict[str, Any]:
         self._inbox.write(images)
         sizes = [(image.shape[1], image.shape[0]) for image in images]
-        return self._ask({"op": operation, "sizes": sizes}, self._settings.batch_timeout_s)
+        return self._ask({"op": operation, "of": of, "sizes": sizes}, self._settings.batch_timeout_s)
 
     def _ask_about_arrays(
-        self, operation: str, array: np.ndarray | None, texts: Sequence[str] | None = None, grad: bool = False
+        self,
+        operation: str,
+        array: np.ndarray | None,
+        texts: Sequence[str] | None = None,
+        grad: bool = False,
+        of: str = "",
     ) -> dict[str, Any]:
         """Puts the array, and behind it the texts, into the inbox and asks."""
         first = np.empty(0, np.float32) if array is None else array
@@ -333,6 +370,7 @@ class Worker:
         self._inbox.write([first, np.frombuffer(payload, np.uint8)])
         request = {
             "op": operation,
+            "of": of,
             "shape": list(first.shape),
             "dtype": first.dtype.str,
             "start": first.nbytes,
@@ -365,13 +403,18 @@ class Worker:
             raise self._crash(request["op"])
         if not answer.get("ok"):
             raise self._failure(answer)
-        self.autograd_calls += self._count(answer.get("autograd_calls", 0))
+        self.autograd_calls += self._count(answer.get("autograd_calls", 0), "backward passes")
         return answer
 
-    def _count(self, calls: object) -> int:
-        if not isinstance(calls, int) or calls < 0:
-            raise ProtocolError(f"{self._submission.name} counted {calls!r} backward passes; expected a number.")
-        return calls
+    def _mean_flops(self, answers: Sequence[dict[str, Any]]) -> int | None:
+        counts = [answer.get("flops") for answer in answers]
+        told = [self._count(count, "floating-point operations") for count in counts if count is not None]
+        return round(sum(told) / len(told)) if told and len(told) == len(counts) else None
+
+    def _count(self, count: object, things: str) -> int:
+        if type(count) is not int or count < 0:
+            raise ProtocolError(f"{self._submission.name} counted {count!r} {things}; expected a number from 0 on.")
+        return count
 
     def _crash(self, operation: str) -> SubmissionCrash:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -461,8 +504,10 @@ def _environment(scratch: Path, offline: bool) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     source = str(Path(__file__).resolve().parents[2])
     fixed = {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(scratch)}
+    # Pillow would give the memory of every batch back: page faults then cost more than copying the pixels does.
+    pillow = {"PILLOW_BLOCKS_MAX": str(KEPT_IMAGE_BLOCKS)}
     hub = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
-    return {**kept, **fixed, **hub, "TOKENIZERS_PARALLELISM": "false"}
+    return {**kept, **fixed, **pillow, **hub, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _absolute(value: str) -> str:

@@ -10,14 +10,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_timings import timing_of
 
-from bench.bundle import make_bundle, read_results, validate_bundle
+from bench.bundle import find_timings, make_bundle, read_results, validate_bundle
 from bench.errors import IncompleteError, InputError, UsageError
 from bench.evidence import Evidence, pack_evidence, read_evidence
 from bench.metrics import Ranks
+from bench.records import RunManifest, read_json, to_json
 from bench.run import RunResult
 from bench.store import sha256_of
 from bench.suites import Suite
+from bench.timing_records import TimingRecord
 
 
 @pytest.fixture
@@ -193,6 +196,81 @@ def test_evidence_survives_the_round_trip(finished_run: RunResult, tmp_path: Pat
     path = finished_run.folder / "cells" / f"{finished_run.records[0].cell.slug}.parquet"
     packed = pack_evidence(read_evidence(path))
     assert packed == path.read_bytes()
+
+
+@pytest.fixture
+def timed_run(finished_run: RunResult, tmp_path: Path) -> Path:
+    """A run beside which lie a timing of its own, one of other files and one of other weights."""
+    run = tmp_path / "timed" / "small"
+    shutil.copytree(finished_run.folder, run)
+    own = timing_of(read_json(run / "run.json", RunManifest))
+    other_files = own.model_copy(update={"fingerprint": "0" * 64, "rerank_k": 10})
+    other_weights = own.model_copy(update={"weights_sha256": "0" * 64, "rerank_k": 0})
+    (run.parent / "timings").mkdir()
+    for timing in (own, other_files, other_weights):
+        (run.parent / "timings" / f"{timing.slug}.json").write_bytes(to_json(timing))
+    return run
+
+
+def test_a_bundle_takes_the_timings_of_its_own_weights_alone(timed_run: Path, tmp_path: Path) -> None:
+    manifest = read_json(timed_run / "run.json", RunManifest)
+    own, others = find_timings(timed_run, manifest)
+    bundle = make_bundle(timed_run, tmp_path / "bundle", overwrite=False)
+    assert validate_bundle(bundle).timings == (timing_of(manifest),)
+    assert [path.name for path in (bundle / "timings").iterdir()] == [path.name for path in own]
+    assert f"timings/{own[0].name}" in json.loads((bundle / "bundle.json").read_text())["files"]
+    assert [read_json(path, TimingRecord).rerank_k for path in others] == [0, 10]
+
+
+def test_timings_are_found_where_they_are_usually_written(timed_run: Path) -> None:
+    manifest = read_json(timed_run / "run.json", RunManifest)
+    usual = timed_run.parents[1] / f"{manifest.label}-{manifest.fingerprint[:8]}"
+    name = f"{timing_of(manifest).slug}.json"
+    shutil.copytree(timed_run.parent / "timings", usual / "timings")
+    assert find_timings(timed_run, manifest).own == (timed_run.parent / "timings" / name,)
+    shutil.rmtree(timed_run.parent / "timings")
+    assert find_timings(timed_run, manifest).own == (usual / "timings" / name,)
+
+
+def test_a_run_whose_weights_are_unknown_has_no_timings(timed_run: Path) -> None:
+    manifest = read_json(timed_run / "run.json", RunManifest)
+    assert not find_timings(timed_run, manifest.model_copy(update={"weights_sha256": None})).own
+
+
+@pytest.mark.parametrize("field", ["fingerprint", "weights_sha256"])
+def test_a_timing_of_another_submission_is_refused(timed_run: Path, tmp_path: Path, field: str) -> None:
+    bundle = make_bundle(timed_run, tmp_path / "bundle", overwrite=False)
+    path = next((bundle / "timings").iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: "0" * 64}))
+    reseal(bundle)
+    with pytest.raises(InputError, match="another submission or other weights"):
+        validate_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"queries_per_second": 1e9}, "queries_per_second"),
+        ({"rerank_k": 7}, "rerank7"),
+        ({"command": "x" * (5 << 20)}, "larger than"),
+        ({"load_s": float("nan")}, "NaN"),
+    ],
+)
+def test_an_altered_timing_is_refused(timed_run: Path, tmp_path: Path, change: dict, match: str) -> None:
+    bundle = make_bundle(timed_run, tmp_path / "bundle", overwrite=False)
+    path = next((bundle / "timings").iterdir())
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    reseal(bundle)
+    with pytest.raises(InputError, match=match):
+        validate_bundle(bundle)
+
+
+def test_a_link_to_a_folder_of_timings_is_refused(timed_run: Path, tmp_path: Path) -> None:
+    shutil.move(timed_run.parent / "timings", tmp_path / "elsewhere")
+    bundle = make_bundle(timed_run, tmp_path / "bundle", overwrite=False)
+    (bundle / "timings").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="symbolic link"):
+        validate_bundle(bundle)
 
 
 def reseal(bundle: Path) -> None:

@@ -7,6 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from bench import stats
 from bench.errors import InputError
@@ -24,6 +27,7 @@ from bench.stats import (
     median_replicates,
     median_terms,
     p_value,
+    pareto_front,
 )
 
 
@@ -246,3 +250,27 @@ def test_memory_is_the_result_and_a_few_chunks() -> None:
     tracemalloc.stop()
     all_weights_bytes = 8 * n_clusters * n_resamples
     assert stats._CHUNK_BYTES < peak_bytes < 5 * stats._CHUNK_BYTES < all_weights_bytes
+
+
+def points_on_a_grid() -> st.SearchStrategy[np.ndarray]:
+    """Points of few distinct coordinates, so that ties of one and of both are common."""
+    coordinates = st.sampled_from([-2.5, 0.0, 1.0, 1.5, 3.0, 1e300])
+    return arrays(np.float64, st.tuples(st.integers(0, 12), st.just(2)), elements=coordinates)
+
+
+@given(points_on_a_grid())
+def test_the_front_is_what_no_point_beats(points: np.ndarray) -> None:
+    def beats(one: np.ndarray, other: np.ndarray) -> bool:
+        return one[0] <= other[0] and one[1] >= other[1] and (one[0] < other[0] or one[1] > other[1])
+
+    expected = [not any(beats(other, point) for other in points) for point in points]
+    assert pareto_front(points[:, 0], points[:, 1]).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("costs", "gains", "match"),
+    [([1.0, np.nan], [1.0, 2.0], "finite"), ([1.0, 2.0], [np.nan, 2.0], "finite"), ([1.0], [1.0, 2.0], "shapes")],
+)
+def test_a_front_of_what_cannot_be_compared_is_an_error(costs: list, gains: list, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        pareto_front(np.array(costs), np.array(gains))

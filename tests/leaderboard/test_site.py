@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made_timings import timing_of
 
 from bench.bundle import make_bundle
 from bench.errors import InputError
@@ -19,20 +22,37 @@ from bench.store import sha256_of
 from bench.summary import summarise_run
 from leaderboard.site import build_site
 
+EVIL = "<script>alert(1)</script>"
+
 
 @pytest.fixture
 def bundle(finished_run: RunResult, tmp_path: Path) -> Path:
     return make_bundle(finished_run.folder, tmp_path / "bundle", overwrite=False)
 
 
-class Table(HTMLParser):
-    """The texts of the first table's cells, row by row."""
+@pytest.fixture
+def timed_bundle(finished_run: RunResult, tmp_path: Path) -> Path:
+    return bundle_with(finished_run, tmp_path, flags=(EVIL,))
 
-    def __init__(self, page: str) -> None:
+
+def bundle_with(finished_run: RunResult, tmp_path: Path, **changes: Any) -> Path:
+    """A bundle with one timing."""
+    run = tmp_path / "timed" / "small"
+    shutil.copytree(finished_run.folder, run)
+    timing = timing_of(read_json(run / "run.json", RunManifest), **changes)
+    (run.parent / "timings").mkdir()
+    (run.parent / "timings" / f"{timing.slug}.json").write_bytes(to_json(timing))
+    return make_bundle(run, tmp_path / "bundle", overwrite=False)
+
+
+class Table(HTMLParser):
+    """The texts of a table's cells, row by row: of the first table that stands after a text."""
+
+    def __init__(self, page: str, after: str = "") -> None:
         super().__init__()
         self.rows: list[list[str]] = []
         self.done = self.inside = False
-        self.feed(page)
+        self.feed(page[page.index(after) :])
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "tr" and not self.done:
@@ -95,6 +115,39 @@ def test_a_script_url_is_refused_with_its_bundle(bundle: Path, tmp_path: Path) -
     assert [name for name, _ in rejected] == ["bundle"]
     assert "submission.url" in rejected[0][1]
     assert "javascript:" not in page.read_text().replace(rejected[0][1], "")
+
+
+def test_timings_are_shown_with_what_they_were_measured_on(timed_bundle: Path, tmp_path: Path) -> None:
+    page, rejected = build_site([timed_bundle], tmp_path / "site")
+    assert not rejected
+    header, row = Table(page.read_text(), after="Cost of serving").rows
+    shown = {name.strip(): " ".join(value.split()) for name, value in zip(header, row, strict=True)}
+    assert shown == {
+        "Gallery": "1,000,000 items 999,000 synthetic, flickr8k/test",
+        "Index": "IVF4096,PQ64 nprobe 32, rerank 50",
+        "Recall, %": "87.34 @10, 86.01 to 88.62",
+        "Encode, ms": "8.5 p95 11.9 0.68 x",
+        "Search, ms": "1.5 p95 2.1 0.046 x",
+        "Rerank, ms": "20 p95 28 1.65 x",
+        "End to end, ms": "30.5 p95 42.7",
+        "Queries / s": "80.2 batch 32",
+        "Index size": "76.5 MB",
+        "Hardware": "x86-64, 2 cores 2 threads, cpu",
+        "Flags": EVIL,
+    }
+    assert "<script" not in page.read_text()
+
+
+def test_nothing_is_said_of_timings_where_there_are_none(bundle: Path, tmp_path: Path) -> None:
+    page, _ = build_site([bundle], tmp_path / "site")
+    assert "Cost of serving" not in page.read_text()
+
+
+def test_a_timing_without_measurements_breaks_no_page(finished_run: RunResult, tmp_path: Path) -> None:
+    page, rejected = build_site([bundle_with(finished_run, tmp_path, served=())], tmp_path / "site")
+    assert not rejected
+    assert "Encode, ms" not in page.read_text()
+    assert "76.5 MB" in page.read_text()
 
 
 def test_the_page_asks_nobody_for_anything(bundle: Path, tmp_path: Path) -> None:
