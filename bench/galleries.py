@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int
 from bench.embed import Embedder
 from bench.evaluate import to_unit
 from bench.records import digest_of, estimate
+from bench.retrieval.costs import reset_peak
 from bench.retrieval.gallery import ExactBest, PaddedGallery, hardness
 from bench.retrieval.index import IndexFile, IndexSpec, build_index, check_fits, read_index_file
 from bench.retrieval.payload import Payload, open_payload, write_payload
@@ -138,6 +139,7 @@ def find_index(
         if built is None:
             check_fits(spec, gallery.n_items, gallery.dim, folder)
             say(f"building {spec.factory} over {gallery.n_items:,} vectors")
+            reset_peak()
             built = build_index(spec, gallery.sample(N_TRAINING), shards, gallery.n_items, folder)
         elif exact is None:
             say(f"searching {gallery.n_items:,} vectors exactly")

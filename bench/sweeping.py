@@ -12,7 +12,7 @@ import numpy as np
 from bench.galleries import Say, Stand, find_index, measure_recall
 from bench.records import Estimate
 from bench.retrieval.costs import hardware_class
-from bench.retrieval.index import IndexSpec, default_index, open_index, parse_index
+from bench.retrieval.index import IndexSpec, open_index, parse_index
 from bench.retrieval.latency import References, latency, measure, pin_threads, relative
 from bench.run import describe_environment
 from bench.stats import pareto_front
@@ -20,7 +20,7 @@ from bench.submission import Submission
 from bench.timing import TimingSettings, make_stand
 from bench.timing_records import Point, Stage, Sweep
 
-MAX_GRAPH_ITEMS = 1_000_000
+MAX_FLAT_ITEMS = 1_000_000
 Searches = Sequence[Mapping[str, int]]
 
 
@@ -40,7 +40,7 @@ def sweep_indexes(
     with pin_threads(settings.threads) as threads:
         stand = make_stand(submission, settings, False, say)
         references = References(threads)
-        tried = tried or default_sweep(stand.gallery.n_items, stand.gallery.dim)
+        tried = tried or default_sweep(stand.gallery.n_items, stand.gallery.dim, settings.index_device)
         points = [
             point
             for factory, searches in tried.items()
@@ -63,24 +63,27 @@ def sweep_indexes(
     )
 
 
-def default_sweep(n_items: int, dim: int) -> dict[str, Searches]:
-    """Exact search, a graph, inverted lists with and without refinement, and the default index.
+def default_sweep(n_items: int, dim: int, device: str = "cpu") -> dict[str, Searches]:
+    """Exact search, a graph, inverted lists of product codes, and the same codes refined, with lists and without.
 
-    Graphs stop at a million items: with two cores a larger one takes hours to build.
+    Graphs and exact search stop at a million items: with two cores a larger graph takes hours to build, and float32
+    vectors of more items do not fit most memories. A GPU has neither graphs nor refinement.
     """
-    default = default_index(n_items, dim)
     n_lists = max(16, 1 << round(np.log2(n_items**0.5)))
     probes = [count for count in (1, 4, 16, 64, 256) if count <= n_lists]
-    factors = {default.factory: [{**default.search, "k_factor": factor} for factor in (1, 3, 10, 30, 100)]}
-    tried: dict[str, Searches] = {
-        f"IVF{n_lists},PQ{dim // 8}": [{"nprobe": count} for count in probes],
-        f"IVF{n_lists},PQ{dim // 4}x4fs,Refine(SQfp16)": [{"nprobe": count} for count in probes],
-        **(factors if "k_factor" in default.search else {}),
+    listed: Searches = [{"nprobe": count} for count in probes]
+    small: dict[str, Searches] = {"Flat": [{}]} if n_items <= MAX_FLAT_ITEMS else {}
+    if device != "cpu":
+        return {**small, f"IVF{n_lists},Flat": listed, f"IVF{n_lists},PQ{dim // 8}": listed}
+    if n_items <= MAX_FLAT_ITEMS:
+        small["HNSW32"] = [{"ef": ef} for ef in (16, 32, 64, 128, 256, 512)]
+    codes = f"PQ{dim // 4}x4fs,Refine(SQfp16)"
+    return {
+        **small,
+        f"IVF{n_lists},PQ{dim // 8}": listed,
+        f"IVF{n_lists},{codes}": [{**search, "k_factor": factor} for search in listed for factor in (10, 100)],
+        codes: [{"k_factor": factor} for factor in (10, 30, 100)],
     }
-    if n_items > MAX_GRAPH_ITEMS:
-        return tried
-    graph: dict[str, Searches] = {"HNSW32": [{"ef": ef} for ef in (16, 32, 64, 128, 256, 512)]}
-    return {"Flat": [{}], **graph, **tried}
 
 
 def _sweep_one(

@@ -128,12 +128,9 @@ def make_stand(submission: Submission, settings: TimingSettings, second_stage: b
 
 
 def index_spec(settings: TimingSettings, stand: Stand) -> IndexSpec:
-    """The index that is asked for, or the default of the gallery's size."""
+    """The index that is asked for, or the default of the gallery's size; raises as `parse_index`."""
     gallery = stand.gallery
-    default = default_index(gallery.n_items, gallery.dim)
-    factory = settings.factory or default.factory
-    if settings.factory is None and not settings.search:
-        return default
+    factory = settings.factory or default_index(gallery.n_items, gallery.dim).factory
     return parse_index(factory, gallery.dim, **settings.search)
 
 

@@ -10,7 +10,6 @@ from bench.errors import UsageError
 from bench.retrieval.index_spec import load_faiss
 
 MAX_NPROBE = 2048
-MAX_K = 2048
 PQ_CODE_BYTES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
 """Sizes of a code for which faiss has kernels. Source: GpuIndexIVFPQ and IVFPQ of facebookresearch/faiss."""
 MAX_FLOAT32_CODE_BYTES = 48
@@ -68,11 +67,7 @@ def move_to_gpu(index: Any, gpu: int) -> Any:
     faiss = load_faiss()
     options = faiss.GpuClonerOptions()
     options.useFloat16 = needs_float16_tables(index)
-    resources = faiss.StandardGpuResources()
-    moved = faiss.index_cpu_to_gpu(resources, gpu, index, options)
-    # An index does not keep its memory alive by itself.
-    moved.rove_resources = resources
-    return moved
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index, options)
 
 
 def needs_float16_tables(index: Any) -> bool:

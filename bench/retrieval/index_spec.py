@@ -180,8 +180,8 @@ def _check_usable(part: Any, factory: str) -> None:
     name = type(part).__name__
     if part.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise UsageError(
-            f"{factory} has a part, {name}, that faiss only has for Euclidean distances; expected inner products. There "
-            f"are, for instance, {EXAMPLES}."
+            f"{factory} has a part, {name}, that faiss only has for Euclidean distances; expected inner products. "
+            f"There are, for instance, {EXAMPLES}."
         )
     if isinstance(part, (faiss.IndexIDMap, faiss.IndexNSG)):
         raise UsageError(
