@@ -81,8 +81,8 @@ def default_sweep(n_items: int, dim: int, device: str = "cpu") -> dict[str, Sear
     return {
         **small,
         f"IVF{n_lists},PQ{dim // 8}": listed,
-        f"IVF{n_lists},{codes}": [{**search, "k_factor": factor} for search in listed for factor in (10, 100)],
-        codes: [{"k_factor": factor} for factor in (10, 30, 100)],
+        f"IVF{n_lists},{codes}": [{**search, "k_factor": factor} for search in listed for factor in (20, 200)],
+        codes: [{"k_factor": factor} for factor in (20, 60, 200)],
     }
 
 
@@ -90,9 +90,10 @@ def _sweep_one(
     stand: Stand, factory: str, searches: Searches, references: References, settings: TimingSettings, say: Say
 ) -> list[Point]:
     """One index under all its settings, which are asked in turns."""
-    specs = _specs(factory, stand.gallery.dim, searches)
+    specs = _specs(factory, stand.gallery.dim, settings.k, searches)
     folder, built, exact = find_index(stand, specs[0], settings.k, settings.rebuild, say)
     searcher = open_index(folder, specs[0].search, settings.index_device)
+    searcher.warm()
     vectors = stand.queries.vectors
     rows = cycle(range(len(vectors)))
 
@@ -124,11 +125,11 @@ def _sweep_one(
     ]
 
 
-def _specs(factory: str, dim: int, searches: Searches) -> list[IndexSpec]:
+def _specs(factory: str, dim: int, k: int, searches: Searches) -> list[IndexSpec]:
     """The index under every setting, each once; parameters that it does not have are for the other indexes."""
-    known = parse_index(factory, dim).search
+    known = parse_index(factory, dim, k).search
     own = [{name: value for name, value in search.items() if name in known} for search in searches]
-    specs = [parse_index(factory, dim, **search) for search in own]
+    specs = [parse_index(factory, dim, k, **search) for search in own]
     return list({spec.id: spec for spec in specs}.values())
 
 

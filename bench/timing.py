@@ -22,7 +22,7 @@ from bench.galleries import Say, Stand, encode, find_index, find_payload, measur
 from bench.records import Environment
 from bench.retrieval.costs import COUNTED_ITEMS, find_cost_flags, hardware_class, measure_costs, reset_peak
 from bench.retrieval.fresh import FreshImages, FreshTexts
-from bench.retrieval.index import IndexSpec, default_index, open_index, parse_index
+from bench.retrieval.index import IndexSpec, Searcher, default_index, open_index, parse_index
 from bench.retrieval.latency import (
     Ask,
     References,
@@ -34,6 +34,7 @@ from bench.retrieval.latency import (
     ratios,
     relative,
 )
+from bench.retrieval.payload import Payload
 from bench.retrieval.pipeline import Pipeline
 from bench.run import RERANK_K, describe_environment
 from bench.shifted import prepare_clean
@@ -127,11 +128,11 @@ def make_stand(submission: Submission, settings: TimingSettings, second_stage: b
     return Stand.make(encoded, settings.n_items, settings.seed)
 
 
-def index_spec(settings: TimingSettings, stand: Stand) -> IndexSpec:
+def _index_spec(settings: TimingSettings, stand: Stand, k: int) -> IndexSpec:
     """The index that is asked for, or the default of the gallery's size; raises as `parse_index`."""
     gallery = stand.gallery
     factory = settings.factory or default_index(gallery.n_items, gallery.dim).factory
-    return parse_index(factory, gallery.dim, **settings.search)
+    return parse_index(factory, gallery.dim, k, **settings.search)
 
 
 def _time(submissions: Sequence[Submission], settings: TimingSettings, say: Say) -> tuple[list[TimingRecord], Measured]:
@@ -167,10 +168,11 @@ class _Bench:
         self._submission, self._settings = submission, settings
         second_stage = None if settings.rerank_k is None else settings.rerank_k > 0
         self._stand = stand = make_stand(submission, settings, second_stage, say)
-        self._spec = index_spec(settings, stand)
-        folder, self._built, exact = find_index(stand, self._spec, settings.k, settings.rebuild, say)
         self._payload = find_payload(stand.encoded)
         self._rerank_k = 0 if self._payload is None else settings.rerank_k or RERANK_K
+        k = max(settings.k, self._rerank_k)
+        self._spec = _index_spec(settings, stand, k)
+        folder, self._built, exact = find_index(stand, self._spec, settings.k, settings.rebuild, say)
         collection = stand.encoded.collection
         batches = feed_batches(collection.images[:N_IMAGES_TIMED], prepare_clean(True), settings.batch_size)
         self._images = FreshImages([pixels.array for batch in batches for pixels in batch], settings.seed)
@@ -180,11 +182,8 @@ class _Bench:
         self._worker = Worker(submission, settings.worker)
         try:
             self._pipeline = Pipeline(self._worker, self._searcher, self._payload, settings.k, self._rerank_k)
-            self._searcher.drop_cached()
-            if self._payload is not None:
-                self._payload.drop_cached()
-            self._cold_ms = {stage: ns / 1e6 for stage, ns in self.ask(1)().items()}
-            rows = self._searcher.search(stand.queries.vectors, max(settings.k, self._rerank_k))[1]
+            self._cold_ms = self._ask_cold()
+            rows = self._searcher.search(stand.queries.vectors, k)[1]
             self._recall = measure_recall(rows[:, : settings.k], exact, stand)
         except BaseException:
             self.close()
@@ -201,6 +200,16 @@ class _Bench:
     def close(self) -> None:
         """Ends the submission's process."""
         self._worker.close()
+
+    def _ask_cold(self) -> dict[Stage, float]:
+        """Milliseconds of the first query after a start, with its files on disk alone; then they are read."""
+        files: list[Searcher | Payload] = [self._searcher, *([] if self._payload is None else [self._payload])]
+        for file in files:
+            file.drop_cached()
+        ns = self.ask(1)()
+        for file in files:
+            file.warm()
+        return {stage: time / 1e6 for stage, time in ns.items()}
 
     def ask(self, batch_size: int) -> Ask:
         """Answers `batch_size` new captions."""

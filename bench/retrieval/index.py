@@ -31,7 +31,7 @@ from bench.retrieval.index_spec import (
     parse_index,
     say_briefly,
 )
-from bench.retrieval.payload import drop_from_page_cache
+from bench.retrieval.page_cache import drop_from_page_cache, read_into_page_cache
 from bench.store import sha256_of, write_atomic
 
 __all__ = [
@@ -225,6 +225,10 @@ class Searcher:
         del self._index
         self._open()
         drop_from_page_cache(self._path)
+
+    def warm(self) -> None:
+        """Reads the whole file once, so that searches find what is mapped in the page cache if it has room there."""
+        read_into_page_cache(self._path)
 
     def _open(self) -> None:
         index = _read(self._path)

@@ -14,7 +14,7 @@ from bench.errors import MissingError, UsageError
 
 DEFAULT_NPROBE = 128
 DEFAULT_EF = 128
-DEFAULT_K_FACTOR = 100
+N_CANDIDATES = 2_000
 MAX_FLAT_ITEMS = 100_000
 MAX_COARSE_ITEMS = 3_000_000
 EXAMPLES = "'Flat', 'HNSW32', 'IVF1024,Flat', 'IVF4096,PQ64', 'IVF1024,PQ128x4fs,Refine(SQfp16)' and 'SQ8'"
@@ -62,15 +62,22 @@ def load_faiss() -> Any:
 
 
 def parse_index(
-    factory: str, dim: int, nprobe: int | None = None, ef: int | None = None, k_factor: int | None = None
+    factory: str,
+    dim: int,
+    k: int = 10,
+    *,
+    nprobe: int | None = None,
+    ef: int | None = None,
+    k_factor: int | None = None,
 ) -> IndexSpec:
     """The index of that name over vectors of `dim` dimensions.
 
     Args:
         factory: as for faiss's `index_factory`.
+        k: how many items it will be asked for.
         nprobe: DEFAULT_NPROBE, or all lists where there are fewer, if not given.
         ef: DEFAULT_EF if not given.
-        k_factor: DEFAULT_K_FACTOR if not given, so that 1,000 candidates are scored again when 10 items are asked for.
+        k_factor: so many that N_CANDIDATES are scored again if not given.
 
     Raises:
         UsageError: faiss knows no such index or not with so many dimensions, it cannot be used for inner products, or
@@ -79,7 +86,8 @@ def parse_index(
     """
     given = {"nprobe": nprobe, "ef": ef, "k_factor": k_factor}
     index = make_empty(factory, dim)
-    return IndexSpec(factory, complete_search(index, {name: n for name, n in given.items() if n is not None}, factory))
+    named = {name: number for name, number in given.items() if number is not None}
+    return IndexSpec(factory, complete_search(index, named, factory, k))
 
 
 def default_index(n_items: int, dim: int) -> IndexSpec:
@@ -126,13 +134,13 @@ def iterate_parts(index: Any) -> Iterator[Any]:
             yield from iterate_parts(inner)
 
 
-def complete_search(index: Any, given: Mapping[str, int], factory: str) -> dict[str, int]:
+def complete_search(index: Any, given: Mapping[str, int], factory: str, k: int = 10) -> dict[str, int]:
     """The parameters of searching `index`, defaults for those that are not given.
 
     Raises:
         UsageError: it has no such parameter, or the value is out of range.
     """
-    defaults = _find_defaults(index)
+    defaults = _find_defaults(index, k)
     for name, value in given.items():
         if name not in defaults:
             has = f"it has {', '.join(defaults)}" if defaults else "it has none"
@@ -162,7 +170,7 @@ def say_briefly(error: BaseException) -> str:
     return (said or type(error).__name__).rstrip(". ")
 
 
-def _find_defaults(index: Any) -> dict[str, int]:
+def _find_defaults(index: Any, k: int) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in iterate_parts(index):
         if hasattr(part, "nprobe"):
@@ -170,7 +178,7 @@ def _find_defaults(index: Any) -> dict[str, int]:
         if hasattr(part, "hnsw"):
             found["ef"] = DEFAULT_EF
         if hasattr(part, "k_factor"):
-            found["k_factor"] = DEFAULT_K_FACTOR
+            found["k_factor"] = -(-N_CANDIDATES // k)
     return found
 
 

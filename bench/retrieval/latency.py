@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -113,8 +114,9 @@ def _move_threads(cores: Sequence[int] | set[int]) -> None:
 class References:
     """Two kernels of known work, a float32 matrix product and a sum over more memory than caches hold.
 
-    Both are shared between threads of our own: those of OpenBLAS look out for more work for a tenth of a second after
-    each product, and slow down whatever is timed next on the same cores (a search twofold).
+    Both are shared between threads of our own, each on its own core. OpenBLAS's look out for more work for a tenth of a
+    second after each product, and slow down whatever is timed next on the same cores (a search twofold); and threads
+    that are free to move sometimes wake up on one core, which takes them twice as long.
 
     Args:
         threads: that share the work.
@@ -126,7 +128,8 @@ class References:
 
     def __init__(self, threads: int, clock: Clock = time.perf_counter_ns) -> None:
         self.ns: dict[Kernel, list[int]] = {"gemm": [], "stream": []}
-        self._clock, self._pool = clock, ThreadPoolExecutor(threads)
+        self._clock = clock
+        self._threads = [ThreadPoolExecutor(1, initializer=_stay_on, initargs=(core,)) for core in _cores()[:threads]]
         self._blas = ThreadpoolController().select(user_api="blas")
         self._square = np.ones((GEMM_SIDE, GEMM_SIDE), np.float32)
         self._product = np.empty_like(self._square)
@@ -137,10 +140,11 @@ class References:
         self.ns = {"gemm": [], "stream": []}
 
     def run(self) -> None:
-        """Times each of them once more."""
+        """Times each of them once more, behind one run that finds memory and threads awake."""
         kernels: dict[Kernel, Callable[[], None]] = {"stream": self._sum, "gemm": self._multiply}
         for kernel, call in kernels.items():
             with self._blas.limit(limits=1):
+                call()
                 start = self._clock()
                 call()
                 self.ns[kernel].append(self._clock() - start)
@@ -156,10 +160,21 @@ class References:
         return any(reference.spread > NOISY_SPREAD for reference in self.as_records().values())
 
     def _multiply(self) -> None:
-        list(self._pool.map(lambda rows: np.matmul(rows[0], self._square, out=rows[1]), self._rows))
+        self._share_out(lambda rows: np.matmul(rows[0], self._square, out=rows[1]), self._rows)
 
     def _sum(self) -> None:
-        list(self._pool.map(np.sum, self._parts))
+        self._share_out(np.sum, self._parts)
+
+    def _share_out(self, work: Callable[[Any], object], parts: Sequence[Any]) -> None:
+        pending = [thread.submit(work, part) for thread, part in zip(self._threads, parts, strict=True)]
+        for future in pending:
+            future.result()
+
+
+def _stay_on(core: int) -> None:
+    """Keeps the calling thread on one core."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, {core})
 
 
 def _reference(kernel: Kernel, work: int, ns: Int[np.ndarray, " n_runs"]) -> Reference:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Float16, Int
 
 from bench.errors import InputError, RoveError
+from bench.retrieval.page_cache import drop_from_page_cache, read_into_page_cache
 
 CHUNK_BYTES = 64 << 20
 
@@ -99,6 +100,10 @@ class Payload:
             cast(mmap.mmap, self._mapped.base).madvise(mmap.MADV_DONTNEED)
         drop_from_page_cache(self._path)
 
+    def warm(self) -> None:
+        """Reads the whole file once, so that fetches find it in the page cache if it has room there."""
+        read_into_page_cache(self._path)
+
 
 def open_payload(path: Path) -> Payload:
     """A payload whose tokens are read from the file only when fetched.
@@ -119,22 +124,6 @@ def open_payload(path: Path) -> Payload:
     if found != expected or not tokens.flags.c_contiguous:
         raise InputError(f"{path} has {found:,} bytes; expected {expected:,} for {tokens.shape}. {remedy}")
     return Payload(path, tokens)
-
-
-def drop_from_page_cache(path: Path) -> None:
-    """Makes the system forget what it keeps of a file in memory, where it can; what is on disk stays as it is.
-
-    Pages that any process has mapped and touched are not dropped: close what maps the file first.
-    """
-    if not hasattr(os, "posix_fadvise"):
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        # Pages that were not written yet would stay.
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def _halve(tokens: Float[np.ndarray, "n_chunk ..."], first: int) -> Float16[np.ndarray, "n_chunk ..."]:

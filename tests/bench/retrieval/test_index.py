@@ -358,8 +358,9 @@ def test_parameters_have_defaults_and_names() -> None:
 
     assert spec.id == "IVF4096,PQ64 nprobe=32"
     assert parse_index("IVF4096,PQ64", 512).search == {"nprobe": 128}
-    assert parse_index("IVF16,PQ64x4fs,RFlat", 128).search == {"nprobe": 16, "k_factor": 100}
-    assert parse_index("OPQ16_32,HNSW32,Refine(SQ8)", 64).search == {"ef": 128, "k_factor": 100}
+    assert parse_index("IVF16,PQ64x4fs,RFlat", 128).search == {"nprobe": 16, "k_factor": 200}
+    assert parse_index("IVF16,PQ64x4fs,RFlat", 128, 50).search == {"nprobe": 16, "k_factor": 40}
+    assert parse_index("OPQ16_32,HNSW32,Refine(SQ8)", 64).search == {"ef": 128, "k_factor": 200}
 
 
 @pytest.mark.parametrize("dim", [64, 128, 384, 512, 768, 1536, 2048, 301])

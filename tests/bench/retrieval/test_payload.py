@@ -9,7 +9,8 @@ import pytest
 
 from bench.errors import InputError, RoveError
 from bench.retrieval import payload as payload_module
-from bench.retrieval.payload import drop_from_page_cache, open_payload, write_payload
+from bench.retrieval.page_cache import drop_from_page_cache
+from bench.retrieval.payload import open_payload, write_payload
 
 
 def tokens(n: int = 7) -> np.ndarray:
