@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from bench.errors import RoveError, UsageError
 
@@ -21,7 +22,18 @@ def sha256_of(path: Path) -> str:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`: a temporary file beside it, flushed to disk, then renamed over it.
+    """Writes `data` to `path`, as `replacing` does.
+
+    Raises:
+        RoveError: the disk is full, the folder read-only, or the like; what was at `path` is untouched.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file beside `path` to fill; flushed to disk and renamed over it when the block ends without an error.
 
     Raises:
         RoveError: the disk is full, the folder read-only, or the like; what was at `path` is untouched.
@@ -31,19 +43,20 @@ def write_atomic(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         raise RoveError(
             f"cannot write {path}: {error.strerror}. Earlier files are intact; free space or choose --output."
         ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 from bench.galleries import Say, Stand, find_index, measure_recall
 from bench.records import Estimate
 from bench.retrieval.costs import hardware_class
-from bench.retrieval.index import IndexSpec, open_index, parse_index
+from bench.retrieval.index import IndexSpec, check_index, open_index, parse_index
 from bench.retrieval.latency import References, latency, measure, pin_threads, relative
 from bench.run import describe_environment
 from bench.stats import pareto_front
@@ -37,6 +37,8 @@ def sweep_indexes(
         InputError: an index fits neither memory nor disk.
         UsageError: an index or a parameter does not exist.
     """
+    for factory in tried or ():
+        check_index(factory, {}, settings.index_device)
     with pin_threads(settings.threads) as threads:
         stand = make_stand(submission, settings, False, say)
         references = References(threads)

@@ -22,7 +22,7 @@ from bench.galleries import Say, Stand, encode, find_index, find_payload, measur
 from bench.records import Environment
 from bench.retrieval.costs import COUNTED_ITEMS, find_cost_flags, hardware_class, measure_costs, reset_peak
 from bench.retrieval.fresh import FreshImages, FreshTexts
-from bench.retrieval.index import IndexSpec, Searcher, default_index, open_index, parse_index
+from bench.retrieval.index import IndexSpec, Searcher, check_index, default_index, open_index, parse_index
 from bench.retrieval.latency import (
     Ask,
     References,
@@ -136,6 +136,7 @@ def _index_spec(settings: TimingSettings, stand: Stand, k: int) -> IndexSpec:
 
 
 def _time(submissions: Sequence[Submission], settings: TimingSettings, say: Say) -> tuple[list[TimingRecord], Measured]:
+    check_index(settings.factory or "Flat", settings.search if settings.factory else {}, settings.index_device)
     with ExitStack() as stack:
         threads = stack.enter_context(pin_threads(settings.threads))
         benches = {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from bench.records import Estimate
     from bench.submission import Submission
     from bench.timing import TimingSettings
-    from bench.timing_records import Comparison, Gallery, Latency, Sweep, TimingRecord
+    from bench.timing_records import Comparison, Costs, Gallery, Latency, Sweep, TimingRecord
 
 _SUFFIXES = {"": 1, "k": 1_000, "m": 1_000_000}
 
@@ -248,7 +248,7 @@ def print_timing(record: TimingRecord) -> None:
         ("queries a second", ", ".join(f"{s.queries_per_s:.0f} in batches of {s.batch_size}" for s in record.served)),
         ("first query", ", ".join(f"{stage} {ms:.0f} ms" for stage, ms in record.cold_ms.items())),
         ("parameters", "" if costs.parameters is None else f"{costs.parameters:,}"),
-        ("FLOPs an image, a text", f"{_flops(costs.flops_per_image)}, {_flops(costs.flops_per_text)}"),
+        ("FLOPs", _flops(costs)),
         ("kept of an image", f"{_bytes(costs.embedding_bytes)}, and {_bytes(costs.token_bytes)} of tokens"),
         ("memory", f"submission {_bytes(costs.worker_peak_bytes)}, harness {_bytes(costs.harness_peak_bytes)}"),
         ("flags", ", ".join(record.flags)),
@@ -298,8 +298,12 @@ def _gallery(gallery: Gallery) -> str:
     return f"{counts}; nearest to a caption: {gallery.nearest_real:.2f}, {gallery.nearest_synthetic:.2f}"
 
 
-def _flops(count: int | None) -> str:
-    return "not counted" if count is None else f"{count / 1e9:.3g} G"
+def _flops(costs: Costs) -> str:
+    counts = {"image": costs.flops_per_image, "text": costs.flops_per_text, "pair": costs.flops_per_pair}
+    counted = [
+        f"{count / 1e9:.3g} G a{'n' if name == 'image' else ''} {name}" for name, count in counts.items() if count
+    ]
+    return ", ".join(counted) or "not counted"
 
 
 def _bytes(count: int) -> str:

@@ -40,6 +40,7 @@ __all__ = [
     "Searcher",
     "build_index",
     "check_fits",
+    "check_index",
     "default_index",
     "estimate_bytes",
     "open_index",
@@ -50,6 +51,8 @@ __all__ = [
 
 _INDEX = "index.faiss"
 _FACTS = "index.json"
+_ANY_DIM = 7680
+"""Of all dimensions: one that product codes of most sizes divide."""
 _REMEDY = "Build it again with --rebuild."
 Count = Annotated[int, Field(ge=1)]
 
@@ -66,6 +69,17 @@ class IndexFile(Strict):
     add_s: Finite = Field(description="of faiss alone; where the vectors come from is not in it")
     peak_bytes: Annotated[int, Field(ge=0)] = Field(description="largest resident memory of the process that built it")
     faiss: Line = Field(description="its version")
+
+
+def check_index(factory: str, search: Mapping[str, int], device: str) -> None:
+    """Sees to it, before anything is encoded, that there can be such an index at all; dimensions are checked later.
+
+    Raises:
+        UsageError: faiss knows no such index, it has no such parameter, or it cannot lie on that device.
+        MissingError: faiss is not installed.
+    """
+    empty = make_empty(factory, _ANY_DIM)
+    parse_device(device, empty, factory, complete_search(empty, search, factory))
 
 
 def build_index(

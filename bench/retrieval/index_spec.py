@@ -53,8 +53,8 @@ def load_faiss() -> Any:
         import faiss
     except ImportError:
         raise MissingError(
-            "an index needs faiss, which is not installed; expected rove-bench[cpu] or rove-bench[gpu]. Install one of "
-            "them, not both."
+            "large galleries and their indexes need faiss, which is not installed; expected rove-bench[cpu] or "
+            "rove-bench[gpu]. Install one of them, not both."
         ) from None
     # By default small batches over large galleries are compared pair by pair, 15 times slower.
     faiss.cvar.distance_compute_blas_threshold = _BLAS_THRESHOLD

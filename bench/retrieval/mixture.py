@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int
 from threadpoolctl import threadpool_limits
 
-from bench.errors import InputError, MissingError
+from bench.errors import InputError
+from bench.retrieval.index_spec import load_faiss
 
 MAX_COMPONENTS = 1024
 ITEMS_PER_COMPONENT = 10
@@ -92,7 +93,7 @@ def fit_mixture(vectors: Float32[np.ndarray, "n dim"], seed: int) -> Mixture:
     Source: Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance matrices, 2004, section 3.2.
     """
     _check_vectors(vectors)
-    faiss = _import_faiss()
+    faiss = load_faiss()
     # One thread: the order of sums, and with it the last bit of each, depends on their number.
     with threadpool_limits(1):
         components = _cluster(faiss, vectors, seed)
@@ -133,16 +134,6 @@ def _check_vectors(vectors: np.ndarray) -> None:
         raise InputError(
             f"row {np.argmin(finite)} is not finite; expected finite embeddings. Check what the encoder returns."
         )
-
-
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingError(
-            "large galleries need faiss, which is not installed; install one of rove-bench[cpu] and rove-bench[gpu]."
-        ) from error
-    return faiss
 
 
 def _cluster(faiss: Any, vectors: Float32[np.ndarray, "n dim"], seed: int) -> Int[np.ndarray, " n"]:

@@ -4,19 +4,16 @@ that anything can read it.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float, Float16, Int
 
-from bench.errors import InputError, RoveError
+from bench.errors import InputError
 from bench.retrieval.page_cache import drop_from_page_cache, read_into_page_cache
+from bench.store import replacing
 
 CHUNK_BYTES = 64 << 20
 
@@ -37,7 +34,7 @@ def write_payload(path: Path, tokens: Float[np.ndarray, "n_items ..."]) -> None:
             f"tokens are {tokens.dtype} {tokens.shape}; expected float16 or float32 (n_items, ...), not empty."
         )
     header = {"descr": "<f2", "fortran_order": False, "shape": tokens.shape}
-    with _replacing(path) as file:
+    with replacing(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
         n_chunk = max(1, CHUNK_BYTES // (tokens.nbytes // len(tokens)))
         for start in range(0, len(tokens), n_chunk):
@@ -139,24 +136,3 @@ def _halve(tokens: Float[np.ndarray, "n_chunk ..."], first: int) -> Float16[np.n
             "float16 can hold. Scale them in the submission."
         )
     return halves
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to fill, which takes the place of `path` when the block ends without an error."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False) as file:
-            temporary = file.name
-            yield cast(BinaryIO, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RoveError(f"cannot write {path}: {error.strerror}. Free space, or choose another folder.") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)

@@ -77,6 +77,16 @@ def test_describe_finds_every_kind_of_thing() -> None:
         (("run", "tiny", "--suite", "demo-v1", "--model-arg", "depth"), 2, "expected KEY=VALUE"),
         (("run", "tiny", "--suite", "demo-v1", "--overwrite", "sometimes"), 2, "expected never, missing or always"),
         (("run", "nowhere/at/all", "--suite", "demo-v1"), 2, "no folder nowhere/at/all"),
+        (("time",), 2, "one SUBMISSION"),
+        (("time", "tiny", "--compare", "tiny", "openclip"), 2, "--compare A B alone"),
+        (("time", "tiny", "--gallery", "1.5M"), 2, "such as 100000, 100k or 10M"),
+        (("time", "tiny", "--index", "IFV16,Flat"), 2, "faiss knows no index 'IFV16,Flat'"),
+        (("time", "tiny", "--index", "Flat", "--nprobe", "8"), 2, "expected only parameters of that index"),
+        (("time", "tiny", "--index", "IVF16,Flat", "--nprobe", "8,x"), 2, "--nprobe got '8,x'"),
+        (("time", "tiny", "--index", "IVF16,Flat", "--nprobe", "8,9"), 2, "--sweep to try them all"),
+        (("time", "tiny", "--index", "HNSW32", "--index-device", "cuda"), 2, "Choose --index-device cpu"),
+        (("time", "tiny", "--index-device", "gpu"), 2, "expected cpu, cuda or cuda:N"),
+        (("time", "tiny", "--threads", "4096"), 2, "threads were asked for"),
         (("fit", "tinny", "--train", "scenes", "--output", "x"), 2, "rove list recipes"),
         (("describe", "folder:/does/not/exist"), 3, "/does/not/exist"),
         (("frobnicate",), 2, "No such command"),
@@ -171,6 +181,23 @@ def test_score_and_compare(finished_run: RunResult) -> None:
         assert row["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
         assert row["p_holm"] == 1.0
         assert row["equivalent"]
+
+
+def test_timings_are_bundled_and_shown(toys: Path, suite_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    run = rove("run", toys / "colours", "--suite", suite_file, "--output", tmp_path / "runs" / "colours" / "small")
+    timings = tmp_path / "runs" / "colours" / "timings"
+    options = ("--limit", "24", "--calls", "30", "--batch-size", "2", "--threads", "1", "--output", timings)
+    timed = rove("time", toys / "colours", "--gallery", "2k", "--index", "IVF16,Flat", *options)
+    assert timed.returncode == 0, timed.stderr
+    assert "recall" not in timed.stdout
+    assert Path(timed.stdout.strip()).parent == timings
+    assert "1,976 synthetic vectors" in timed.stderr
+    bundle, site = tmp_path / "bundle", tmp_path / "site"
+    rove("bundle", run.stdout.strip(), "-o", bundle)
+    assert rove("validate", bundle).returncode == 0
+    assert rove("site", "build", bundle, "-o", site).returncode == 0
+    assert "IVF16,Flat" in (site / "index.html").read_text()
 
 
 def test_fit_makes_a_submission(tmp_path: Path) -> None:

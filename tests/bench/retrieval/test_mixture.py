@@ -119,5 +119,5 @@ def test_what_cannot_be_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="row 7 is not finite"):
         fit_mixture(vectors, seed=0)
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(MissingError, match=r"rove-bench\[cpu\] and rove-bench\[gpu\]"):
+    with pytest.raises(MissingError, match=r"rove-bench\[cpu\] or rove-bench\[gpu\]"):
         fit_mixture(vectors[:7], seed=0)
