@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.data.registry import load_collection
 from bench.embed import Embedder
+from bench.errors import ProtocolError
 from bench.feed import feed_batches
 from bench.galleries import Say, Stand, encode, find_index, find_payload, measure_recall
 from bench.records import Environment
@@ -182,6 +183,7 @@ class _Bench:
         self._searcher = open_index(folder, self._spec.search, settings.index_device)
         self._worker = Worker(submission, settings.worker)
         try:
+            self._check_same_weights()
             self._pipeline = Pipeline(self._worker, self._searcher, self._payload, settings.k, self._rerank_k)
             self._cold_ms = self._ask_cold()
             rows = self._searcher.search(stand.queries.vectors, k)[1]
@@ -201,6 +203,13 @@ class _Bench:
     def close(self) -> None:
         """Ends the submission's process."""
         self._worker.close()
+
+    def _check_same_weights(self) -> None:
+        if self._worker.loaded.weights_sha256 != self._stand.encoded.weights_sha256:
+            raise ProtocolError(
+                f"{self._submission.name} loaded other weights than when the gallery was encoded; expected the same "
+                "each time."
+            )
 
     def _ask_cold(self) -> dict[Stage, float]:
         """Milliseconds of the first query after a start, with its files on disk alone; then they are read."""

@@ -30,11 +30,13 @@ _FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 # Colours by Okabe and Ito, which every kind of colour vision tells apart; without their yellow, too pale on white.
 _COLOURS = {
     "Flat": "#000000",
-    "IVF-Flat": "#56b4e9",
-    "IVF-SQ": "#cc79a7",
-    "IVF-PQ": "#0072b2",
+    "IVF-Flat": "#cc79a7",
+    "IVF-SQ": "#d55e00",
+    "IVF-PQ": "#56b4e9",
+    "IVF-PQ refined": "#0072b2",
     "SQ": "#d55e00",
-    "PQ": "#009e73",
+    "PQ": "#8fbf9f",
+    "PQ refined": "#009e73",
     "HNSW": "#e69f00",
 }
 _OTHER_COLOUR = "#8a8f98"
@@ -155,20 +157,21 @@ def draw_tradeoff(sweep: Sweep) -> altair.LayerChart:
 
 
 def find_family(factory: str) -> str:
-    """The kind of index that a faiss factory string names: `IVF-PQ` for `OPQ64_128,IVF4096_HNSW32,PQ64,RFlat`.
+    """The kind of index that a faiss factory string names: `IVF-PQ refined` for `OPQ64_128,IVF4096_HNSW32,PQ64,RFlat`.
 
-    How lists are found or walked (IVF, IMI, HNSW, NSG), and what is stored of a vector (Flat, PQ, SQ, ...). What turns
-    vectors before and orders candidates again behind is left out, and so is what stands in brackets. A graph over whole
-    vectors is called by its own name, and what has no known part is `other`.
+    How lists are found or walked (IVF, IMI, HNSW, NSG), what is stored of a vector (Flat, PQ, SQ, ...), and whether
+    candidates are scored again. What turns vectors before is left out, and so is what stands in brackets. A graph over
+    whole vectors is called by its own name, and what has no known part is `other`.
 
     Source: faiss/index_factory.cpp, for the names of the parts.
     """
-    words = re.findall(r"(?:^|[,_])([A-Za-z]+)", re.sub(r"\(.*?\)", "", factory))
+    words = re.findall(r"(?:^|[,_])([A-Za-z]+)", re.sub(r"\(.*?\)", "", factory.removesuffix(",RFlat")))
+    refined = " refined" if factory.endswith(",RFlat") or "Refine" in words else ""
     ways = [way for word in words for way in _SHAPES if word == way]
     codes = [code for word in words for code in _CODES if word.startswith(code)]
     way, code = "".join(ways[:1]), "".join(codes[-1:])
     parts = [way] if way in _GRAPHS and code == "Flat" else [way, code]
-    return "-".join(part for part in parts if part) or "other"
+    return "-".join(part for part in parts if part) + refined or "other"
 
 
 def find_reading_ms(sweep: Sweep) -> float | None:
@@ -391,8 +394,7 @@ def _title(sweep: Sweep) -> altair.TitleParams:
 
     gallery = sweep.gallery
     size = f"{gallery.n_real + gallery.n_synthetic:,} items, {gallery.n_synthetic:,} synthetic"
-    threads = f"{sweep.threads} thread{'' if sweep.threads == 1 else 's'}"
-    facts = ["Search alone, one query at a time", sweep.hardware_class, threads, *sweep.flags]
+    facts = ["Search alone, one query at a time", sweep.hardware_class, *sweep.flags]
     key = "The line joins the settings that no other beats in both; the others are pale. Bars are 95 % intervals."
     return altair.TitleParams(f"{sweep.label}: {size}", subtitle=[" · ".join(facts), key])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -266,20 +266,22 @@ def _print_ratios(comparison: Comparison) -> None:
 
 
 def _print_sweep(result: Sweep) -> None:
-    rows = [
-        (
-            " ".join([point.factory, *(f"{name}={value}" for name, value in point.search.items())]),
-            _bytes(point.n_bytes),
-            f"{point.build_s:.0f}",
-            _percent(point.overlap),
-            *_percentiles(point.latency)[1:],
-            f"{point.relative:.3g}",
-            "front" if point.best else "",
-        )
-        for point in sorted(result.points, key=lambda point: point.latency.p50_ms or 0)
-    ]
-    columns = ["index", "size", "built, s", f"recall@{result.k}", "p50 ms", "p90", "p95", "p99", "x reference", ""]
-    print_table(f"search alone, {result.hardware_class}", columns, rows)
+    for factory, group in groupby(result.points, key=lambda point: point.factory):
+        points = list(group)
+        rows = [
+            (
+                " ".join(f"{name}={value}" for name, value in point.search.items()) or "exact",
+                _percent(point.overlap),
+                *_percentiles(point.latency)[1:4:2],
+                f"{point.relative:.3g}",
+                "front" if point.best else "",
+            )
+            for point in points
+        ]
+        title = f"{factory}: {_bytes(points[0].n_bytes)}, built in {points[0].build_s:.0f} s"
+        columns = ["search", f"recall@{result.k}", "p50 ms", "p95", "x sum", ""]
+        print_table(title, columns, rows)
+    print_note(f"search alone, on {result.hardware_class}. {', '.join(result.flags)}")
 
 
 def _percentiles(found: Latency) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pytest
 
 from bench import galleries
 from bench.cli.timing import parse_count
-from bench.errors import InputError, UsageError
+from bench.errors import InputError, ProtocolError, UsageError
 from bench.records import read_json, to_json
 from bench.retrieval import latency
 from bench.submission import find_submission
@@ -122,6 +122,13 @@ def test_submission_that_slows_down_is_flagged(tmp_path, toys):
     assert "slows:search" not in record.flags
 
 
+def test_other_weights_at_every_start_are_refused(tmp_path):
+    module = tmp_path / "restless.py"
+    module.write_text(RESTLESS)
+    with pytest.raises(ProtocolError, match="other weights than when the gallery was encoded"):
+        time_submission(find_submission(f"{module}:load"), settings(), silent)
+
+
 def test_comparison_times_both_and_their_ratio(colours, two_stage):
     found = compare_submissions(colours, two_stage, settings(), silent)
     assert (found.a.label, found.b.label) == (colours.label, two_stage.label)
@@ -203,4 +210,28 @@ def hash_of(text, i):
 
 def load(context):
     return Slowing()
+"""
+
+
+RESTLESS = """
+import os
+
+import numpy as np
+import torch
+
+
+class Restless:
+    def __init__(self):
+        self.bias = torch.nn.Linear(1, 48)
+        torch.nn.init.constant_(self.bias.bias, int.from_bytes(os.urandom(2)) + 1)
+
+    def encode_images(self, images):
+        return np.array([np.asarray(image.resize((4, 4))).reshape(-1) / 255 + 0.1 for image in images], np.float32)
+
+    def encode_texts(self, texts):
+        return self.bias.bias.detach().numpy()[None].repeat(len(texts), 0)
+
+
+def load(context):
+    return Restless()
 """

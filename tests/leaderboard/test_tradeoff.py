@@ -51,8 +51,8 @@ def texts_of(spec: dict[str, Any]) -> list[list[str]]:
         ("IVF4096,Flat", "IVF-Flat"),
         ("IVF65536_HNSW32,Flat", "IVF-Flat"),
         ("IVF4096_HNSW32(nope),PQ64", "IVF-PQ"),
-        ("IVF1024,PQ128x4fs,Refine(SQfp16)", "IVF-PQ"),
-        ("OPQ64_128,IVF4096,PQ64x4fsr,RFlat", "IVF-PQ"),
+        ("IVF1024,PQ128x4fs,Refine(SQfp16)", "IVF-PQ refined"),
+        ("OPQ64_128,IVF4096,PQ64x4fsr,RFlat", "IVF-PQ refined"),
         ("PQ128x4fs,Refine(SQfp16)", "PQ"),
         ("SQfp16", "SQ"),
         ("PCAR64,SQ8", "SQ"),
@@ -98,7 +98,7 @@ def test_the_line_joins_the_best_points_alone(sweep: Sweep) -> None:
 def test_it_says_what_was_searched_on_what(sweep: Sweep) -> None:
     title = draw_tradeoff(sweep).to_dict()["title"]
     assert title["text"] == "pocket: 1,000,000 items, 999,000 synthetic"
-    assert title["subtitle"][0].split(" · ")[1:] == ["x86-64, 2 cores", "2 threads", "noisy"]
+    assert title["subtitle"][0].split(" · ")[1:] == ["x86-64, 2 cores", "noisy"]
 
 
 def test_the_order_of_points_and_earlier_charts_change_no_byte(sweep: Sweep, tmp_path: Path) -> None:
