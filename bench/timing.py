@@ -302,7 +302,7 @@ class _Bench:
             self._texts.take(COUNTED_ITEMS),
             self._stand.gallery.dim,
             self._payload,
-            payload_repeats=self._stand.gallery.n_synthetic > 0,
+            payload_repeats=self._payload is not None and self._stand.gallery.n_synthetic > 0,
         )
 
 

@@ -17,6 +17,7 @@ from bench.cli.console import (
     keep_offline,
     parse_pairs,
     print_data,
+    print_error,
     print_json,
     print_note,
     print_table,
@@ -119,13 +120,16 @@ def time(
         command=command_line(),
     )
     found = [find_submission(name, parse_pairs(model_arg or [], "--model-arg")) for name in names]
-    if sweep:
-        tried = dict.fromkeys(index, searches) if index else None
-        _sweep(found[0], tried, settings, output, as_json)
-    elif compare:
-        _compare(found, settings, output, as_json)
-    else:
-        _time(found[0], settings, output, as_json)
+    try:
+        if sweep:
+            _sweep(found[0], dict.fromkeys(index, searches) if index else None, settings, output, as_json)
+        elif compare:
+            _compare(found, settings, output, as_json)
+        else:
+            _time(found[0], settings, output, as_json)
+    except KeyboardInterrupt:
+        print_error("interrupted; no record was written. What was encoded and built is kept for the same command.")
+        raise typer.Exit(130) from None
 
 
 def parse_count(text: str) -> int:
