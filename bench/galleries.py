@@ -129,9 +129,8 @@ def find_index(
     """
     gallery, queries = stand.gallery, stand.queries
     folder = cache_folder() / "indexes" / digest_of(_VERSION, gallery.identity, spec.factory, N_TRAINING)[:32]
-    answers = (
-        cache_folder() / "exact" / f"{digest_of(_VERSION, gallery.identity, _digest(queries.vectors), k)[:32]}.npy"
-    )
+    asked = digest_of(_VERSION, gallery.identity, _digest(queries.vectors), k)[:32]
+    answers = cache_folder() / "exact" / f"{asked}.npy"
     with locked(folder):
         built = None if rebuild else read_index_file(folder)
         exact, best = _read_rows(answers, len(queries.vectors), k), ExactBest(queries.vectors, k)

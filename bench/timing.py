@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.data.registry import load_collection
 from bench.embed import Embedder
-from bench.errors import ProtocolError
+from bench.errors import ProtocolError, UsageError
 from bench.feed import feed_batches
 from bench.galleries import Say, Stand, encode, find_index, find_payload, measure_recall
 from bench.records import Environment
@@ -126,7 +126,10 @@ def make_stand(submission: Submission, settings: TimingSettings, second_stage: b
     say(f"encoding {collection.name} with {submission.label}")
     with Embedder(submission, settings.worker, cache_folder(), settings.batch_size, surroundings) as embedder:
         encoded = encode(embedder, collection, second_stage)
-    return Stand.make(encoded, settings.n_items, settings.seed)
+    stand = Stand.make(encoded, settings.n_items, settings.seed)
+    if settings.k > stand.gallery.n_items:
+        raise UsageError(f"-k is {settings.k}; expected at most the gallery's {stand.gallery.n_items} items.")
+    return stand
 
 
 def _index_spec(settings: TimingSettings, stand: Stand, k: int) -> IndexSpec:

@@ -114,6 +114,11 @@ def test_gallery_smaller_than_the_collection_is_refused(colours):
         time_submission(colours, settings(n_items=10), silent)
 
 
+def test_more_answers_than_items_are_refused(colours):
+    with pytest.raises(UsageError, match="at most the gallery's 24 items"):
+        time_submission(colours, settings(k=25), silent)
+
+
 def test_submission_that_slows_down_is_flagged(tmp_path, toys):
     module = tmp_path / "slowing.py"
     module.write_text(SLOWING)
