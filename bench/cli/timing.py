@@ -265,8 +265,8 @@ def _print_ratios(comparison: Comparison) -> None:
         (row.stage, row.batch_size, f"{row.ratio.value:.3f}", f"{row.ratio.low:.3f} to {row.ratio.high:.3f}")
         for row in comparison.ratios
     ]
-    title = f"{comparison.b.label} takes this many times as long as {comparison.a.label}"
-    print_table(title, ["stage", "batch", "ratio", "95 % interval"], rows)
+    print_note(f"{comparison.b.label} takes this many times as long as {comparison.a.label}:")
+    print_table("", ["stage", "batch", "ratio", "95 % interval"], rows)
 
 
 def _print_sweep(result: Sweep) -> None:
