@@ -53,7 +53,7 @@ def texts_of(spec: dict[str, Any]) -> list[list[str]]:
         ("IVF4096_HNSW32(nope),PQ64", "IVF-PQ"),
         ("IVF1024,PQ128x4fs,Refine(SQfp16)", "IVF-PQ refined"),
         ("OPQ64_128,IVF4096,PQ64x4fsr,RFlat", "IVF-PQ refined"),
-        ("PQ128x4fs,Refine(SQfp16)", "PQ"),
+        ("PQ128x4fs,Refine(SQfp16)", "PQ refined"),
         ("SQfp16", "SQ"),
         ("PCAR64,SQ8", "SQ"),
         ("IVF256,SQ4", "IVF-SQ"),
