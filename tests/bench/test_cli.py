@@ -9,7 +9,10 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.run import RunResult
 
 
@@ -26,6 +29,14 @@ def test_start_up_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", typer.main.get_command(app).commands)
+def test_every_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+    assert "[/SPLIT]" in result.output or "--data-dir" not in result.output
 
 
 @pytest.mark.parametrize(
