@@ -21,7 +21,7 @@ from bench.evidence import Evidence, Variant, in_variant, read_evidence
 from bench.records import DONE, AttackReport, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
 from bench.scoring import find_flags, score_attack, score_evidence
 from bench.store import new_folder, sha256_of, write_atomic
-from bench.timing_records import TimingRecord
+from bench.timing_records import TimingRecord, usual_folder
 from bench.types import Direction
 
 INDEX = "bundle.json"
@@ -108,7 +108,7 @@ def find_timings(run: Path, manifest: RunManifest) -> Timings:
     Raises:
         InputError: one of the files is no timing, or has another name than its contents give.
     """
-    beside, usual = run.resolve().parent, f"{manifest.label}-{manifest.fingerprint[:8]}"
+    beside, usual = run.resolve().parent, usual_folder(manifest.label, manifest.fingerprint)
     timings = _read_timings(beside.parent / usual / "timings") | _read_timings(beside / "timings")
     own = {path.name: path for path, timing in timings.items() if _is_of(timing, manifest)}
     others = tuple(path for path, timing in timings.items() if not _is_of(timing, manifest))

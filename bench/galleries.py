@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int
 
+from bench.attack import pixels_of
 from bench.embed import Embedder
 from bench.evaluate import to_unit
 from bench.records import digest_of, estimate
@@ -21,7 +22,7 @@ from bench.retrieval.costs import reset_peak
 from bench.retrieval.gallery import ExactBest, PaddedGallery, hardness
 from bench.retrieval.index import IndexFile, IndexSpec, build_index, check_fits, read_index_file
 from bench.retrieval.payload import Payload, open_payload, write_payload
-from bench.shifted import prepare_clean, source_digest
+from bench.shifted import source_digest
 from bench.stats import bootstrap, cluster_counts, cluster_sums, intervals
 from bench.store import cache_folder, locked, write_atomic
 from bench.timing_records import Gallery, Recall
@@ -76,11 +77,11 @@ def encode(embedder: Embedder, collection: Collection, second_stage: bool | None
         InputError: an image cannot be decoded.
     """
     loaded = embedder.start()
-    prepare, identity = prepare_clean(True), [True, []]
-    images = embedder.images(collection.images, prepare, identity, _ignore).vectors
+    pixels = pixels_of(collection, None)
+    images = embedder.images(*pixels, _ignore).vectors
     captions = embedder.texts(list(collection.captions), _ignore).vectors
     wanted = loaded.reranker if second_stage is None else second_stage
-    tokens = embedder.tokens(collection.images, prepare, identity, _ignore).vectors if wanted else None
+    tokens = embedder.tokens(*pixels, _ignore).vectors if wanted else None
     return Encoded(collection, to_unit(images), to_unit(captions), tokens, loaded.weights_sha256)
 
 

@@ -122,7 +122,7 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
     folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest, settings)[:8]}" / suite.label
     if submission.is_folder and submission.folder in folder.resolve().parents:
         raise UsageError(f"{folder} lies inside the submission, which it would change; choose another --output.")
-    surroundings = _surroundings(manifest)
+    surroundings = surroundings_of(manifest.environment)
     with (
         locked(folder),
         Embedder(submission, settings.worker, cache_folder(), settings.batch_size, surroundings) as embedder,
@@ -508,14 +508,14 @@ def _add_loaded(folder: Path, manifest: RunManifest, loaded: Loaded, settings: R
 _IDENTITY = ("fingerprint", "suite_id", "device", "dtype", "batch_size", "limit", "data_dirs")
 
 
-def _surroundings(manifest: RunManifest) -> dict[str, str]:
-    """What decides a result beside the run's own settings."""
-    return {**manifest.environment.versions, "processor": manifest.environment.processor}
+def surroundings_of(environment: Environment) -> dict[str, str]:
+    """What decides a result beside a run's own settings."""
+    return {**environment.versions, "processor": environment.processor}
 
 
 def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
     changed = [name for name in _IDENTITY if getattr(earlier, name) != getattr(now, name)]
-    versions = _surroundings(earlier), _surroundings(now)
+    versions = surroundings_of(earlier.environment), surroundings_of(now.environment)
     return changed + [
         name for name in sorted({*versions[0], *versions[1]}) if versions[0].get(name) != versions[1].get(name)
     ]
@@ -524,4 +524,4 @@ def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
 def _identity(manifest: RunManifest, settings: RunSettings) -> str:
     """What tells the folders of runs apart; whether there is a second stage is not known yet."""
     unusual = [] if settings.rerank_k == RERANK_K else [settings.rerank_k]
-    return digest_of([getattr(manifest, name) for name in _IDENTITY], _surroundings(manifest), *unusual)
+    return digest_of([getattr(manifest, name) for name in _IDENTITY], surroundings_of(manifest.environment), *unusual)

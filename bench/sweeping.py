@@ -39,8 +39,9 @@ def sweep_indexes(
     """
     for factory in tried or ():
         check_index(factory, {}, settings.index_device)
+    environment = describe_environment(settings.worker.device, submission.manifest.requires)
     with pin_threads(settings.threads) as threads:
-        stand = make_stand(submission, settings, False, say)
+        stand = make_stand(submission, settings, environment, False, say)
         references = References(threads)
         tried = tried or default_sweep(stand.gallery.n_items, stand.gallery.dim, settings.index_device)
         points = [
@@ -48,7 +49,6 @@ def sweep_indexes(
             for factory, searches in tried.items()
             for point in _sweep_one(stand, factory, searches, references, settings, say)
         ]
-    environment = describe_environment(settings.worker.device, submission.manifest.requires)
     return Sweep(
         label=submission.label,
         fingerprint=submission.fingerprint,

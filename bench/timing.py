@@ -25,6 +25,7 @@ from bench.retrieval.costs import COUNTED_ITEMS, find_cost_flags, hardware_class
 from bench.retrieval.fresh import FreshImages, FreshTexts
 from bench.retrieval.index import IndexSpec, Searcher, check_index, default_index, open_index, parse_index
 from bench.retrieval.latency import (
+    MIN_CALLS,
     Ask,
     References,
     Samples,
@@ -37,7 +38,7 @@ from bench.retrieval.latency import (
 )
 from bench.retrieval.payload import Payload
 from bench.retrieval.pipeline import Pipeline
-from bench.run import RERANK_K, describe_environment
+from bench.run import RERANK_K, describe_environment, surroundings_of
 from bench.shifted import prepare_clean
 from bench.store import cache_folder
 from bench.submission import Submission
@@ -45,8 +46,7 @@ from bench.timing_records import Comparison, Costs, Encoding, Index, Ratio, Serv
 from bench.worker.echo import echo_submission
 from bench.worker.host import Worker, WorkerSettings
 
-MIN_CALLS = 30
-N_CALLS = 130
+N_CALLS = MIN_CALLS[95]
 N_IMAGES_TIMED = 256
 Tower = Literal["images", "texts"]
 Measured = dict[int, dict[str, Samples]]
@@ -63,7 +63,7 @@ class TimingSettings:
         k: items in an answer.
         rerank_k: items that a second stage orders; None for as many as `rove run` has ordered, where there is one.
         batch_size: of the measurement in batches.
-        n_calls: of one query each; batches are asked about as many queries, in at least MIN_CALLS calls.
+        n_calls: of one query each; batches are asked about as many queries, in calls enough for a median.
         threads: of harness and submission each; None for all cores that this process may use.
         rebuild: whether an index from the cache is built again.
     """
@@ -88,7 +88,7 @@ class TimingSettings:
     @property
     def calls_by_batch(self) -> dict[int, int]:
         """How many calls are timed of each batch size."""
-        return {1: self.n_calls} | {self.batch_size: max(MIN_CALLS, self.n_calls // self.batch_size)}
+        return {1: self.n_calls} | {self.batch_size: max(MIN_CALLS[50], self.n_calls // self.batch_size)}
 
 
 def time_submission(submission: Submission, settings: TimingSettings, say: Say) -> TimingRecord:
@@ -115,14 +115,15 @@ def compare_submissions(a: Submission, b: Submission, settings: TimingSettings, 
     return Comparison(a=of_a, b=of_b, ratios=tuple(found))
 
 
-def make_stand(submission: Submission, settings: TimingSettings, second_stage: bool | None, say: Say) -> Stand:
+def make_stand(
+    submission: Submission, settings: TimingSettings, environment: Environment, second_stage: bool | None, say: Say
+) -> Stand:
     """The submission's gallery; raises as `time_submission`."""
     offline = settings.worker.offline
     collection = load_collection(settings.dataset, data_dirs=settings.data_dirs, offline=offline)
     if settings.limit is not None:
         collection = collection.head(settings.limit)
-    environment = describe_environment(settings.worker.device, submission.manifest.requires)
-    surroundings = {**environment.versions, "processor": environment.processor}
+    surroundings = surroundings_of(environment)
     say(f"encoding {collection.name} with {submission.label}")
     with Embedder(submission, settings.worker, cache_folder(), settings.batch_size, surroundings) as embedder:
         encoded = encode(embedder, collection, second_stage)
@@ -172,7 +173,8 @@ class _Bench:
     def __init__(self, submission: Submission, settings: TimingSettings, say: Say) -> None:
         self._submission, self._settings = submission, settings
         second_stage = None if settings.rerank_k is None else settings.rerank_k > 0
-        self._stand = stand = make_stand(submission, settings, second_stage, say)
+        self._environment = describe_environment(settings.worker.device, submission.manifest.requires)
+        self._stand = stand = make_stand(submission, settings, self._environment, second_stage, say)
         self._payload = find_payload(stand.encoded)
         self._rerank_k = 0 if self._payload is None else settings.rerank_k or RERANK_K
         k = max(settings.k, self._rerank_k)
@@ -292,10 +294,6 @@ class _Bench:
             command=settings.command,
             environment=self._environment,
         )
-
-    @property
-    def _environment(self) -> Environment:
-        return describe_environment(self._settings.worker.device, self._submission.manifest.requires)
 
     def _costs(self) -> Costs:
         return measure_costs(

@@ -18,6 +18,11 @@ Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
 
 
+def usual_folder(label: str, fingerprint: str) -> str:
+    """Where below `runs/` the records of a submission go unless another place is asked for."""
+    return f"{label}-{fingerprint[:8]}"
+
+
 class Latency(Strict):
     """Percentiles of the milliseconds of one call; None where there were too few calls for one."""
 
@@ -73,6 +78,11 @@ class Gallery(Strict):
         default=None, description="median over queries of the best cosine with a real image that is not theirs"
     )
     nearest_synthetic: Finite | None = Field(default=None, description="the same among as many synthetic vectors")
+
+    @property
+    def n_items(self) -> int:
+        """Real and synthetic."""
+        return self.n_real + self.n_synthetic
 
 
 class Index(Strict):
@@ -146,10 +156,14 @@ class TimingRecord(Strict):
 
     @property
     def slug(self) -> str:
-        """A file name: gallery, index and its parameters, batch sizes and second stage."""
+        """A file name: gallery size, index with its parameters and device, and second stage."""
         search = [f"{name}{value}" for name, value in sorted(self.index.search.items())]
-        n_items = self.gallery.n_real + self.gallery.n_synthetic
-        parts = [str(n_items), self.index.factory, *search, f"rerank{self.rerank_k}" if self.rerank_k else ""]
+        parts = [
+            str(self.gallery.n_items),
+            self.index.factory,
+            *search,
+            f"rerank{self.rerank_k}" if self.rerank_k else "",
+        ]
         text = "-".join(part for part in (*parts, self.index.device) if part)
         return "".join(char if char.isalnum() else "-" for char in text.lower())
 

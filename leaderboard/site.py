@@ -128,7 +128,7 @@ def _timings(records: Sequence[TimingRecord]) -> dict[str, Any]:
     """A table in the order of galleries and indexes: its rows are nowhere ranked."""
     asked = {stage for record in records for served in record.served for stage in served.stages}
     stages = [stage for stage in _STAGES if stage in asked]
-    ordered = sorted(records, key=lambda record: (_n_items(record), record.index.factory, record.slug))
+    ordered = sorted(records, key=lambda record: (record.gallery.n_items, record.index.factory, record.slug))
     return {"stages": [_STAGES[stage] for stage in stages], "rows": [_timing(record, stages) for record in ordered]}
 
 
@@ -137,7 +137,7 @@ def _timing(record: TimingRecord, stages: Sequence[Stage]) -> dict[str, Any]:
     single = next((served for served in record.served if served.batch_size == 1), None)
     search = [f"{name} {value}" for name, value in sorted(record.index.search.items())]
     return {
-        "n_items": f"{_n_items(record):,}",
+        "n_items": f"{record.gallery.n_items:,}",
         "gallery": f"{record.gallery.n_synthetic:,} synthetic, {record.gallery.collection}",
         "index": record.index.factory,
         "setting": ", ".join([*search, f"rerank {record.rerank_k}" if record.rerank_k else "no second stage"]),
@@ -155,10 +155,6 @@ def _timing(record: TimingRecord, stages: Sequence[Stage]) -> dict[str, Any]:
         "threads": f"{record.threads} thread{'' if record.threads == 1 else 's'}, {record.index.device}",
         "flags": record.flags,
     }
-
-
-def _n_items(record: TimingRecord) -> int:
-    return record.gallery.n_real + record.gallery.n_synthetic
 
 
 def _latency(served: Served | None, stage: Stage) -> dict[str, str]:

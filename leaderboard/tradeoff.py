@@ -181,7 +181,7 @@ def find_reading_ms(sweep: Sweep) -> float | None:
 
 
 def _vector_bytes(sweep: Sweep) -> int:
-    return 4 * sweep.gallery.dim * (sweep.gallery.n_real + sweep.gallery.n_synthetic)
+    return 4 * sweep.gallery.dim * sweep.gallery.n_items
 
 
 def _place(points: Iterable[Point]) -> list[Spot]:
@@ -393,7 +393,7 @@ def _title(sweep: Sweep) -> altair.TitleParams:
     import altair
 
     gallery = sweep.gallery
-    size = f"{gallery.n_real + gallery.n_synthetic:,} items, {gallery.n_synthetic:,} synthetic"
+    size = f"{gallery.n_items:,} items, {gallery.n_synthetic:,} synthetic"
     facts = ["Search alone, one query at a time", sweep.hardware_class, *sweep.flags]
     key = "The line joins the settings that no other beats in both; the others are pale. Bars are 95 % intervals."
     return altair.TitleParams(f"{sweep.label}: {size}", subtitle=[" · ".join(facts), key])

@@ -169,7 +169,9 @@ def _combinations(given: dict[str, list[int]]) -> list[dict[str, int]]:
 
 
 def _folder(submission: Submission, output: Path | None, kind: str) -> Path:
-    return output or Path("runs") / f"{submission.label}-{submission.fingerprint[:8]}" / kind
+    from bench.timing_records import usual_folder
+
+    return output or Path("runs") / usual_folder(submission.label, submission.fingerprint) / kind
 
 
 def _time(submission: Submission, settings: TimingSettings, output: Path | None, as_json: bool) -> None:
@@ -178,7 +180,7 @@ def _time(submission: Submission, settings: TimingSettings, output: Path | None,
     record = time_submission(submission, settings, print_note)
     path = _folder(submission, output, "timings") / f"{record.slug}.json"
     _write(record, path)
-    print_timing(record)
+    _print_timing(record)
     _finish(record, path, as_json)
 
 
@@ -189,8 +191,8 @@ def _compare(found: list[Submission], settings: TimingSettings, output: Path | N
     name = f"{comparison.a.label}-{comparison.b.label}-{comparison.a.slug}.json"
     path = (output or Path("runs") / "comparisons") / name
     _write(comparison, path)
-    print_timing(comparison.a)
-    print_timing(comparison.b)
+    _print_timing(comparison.a)
+    _print_timing(comparison.b)
     _print_ratios(comparison)
     _finish(comparison, path, as_json)
 
@@ -206,8 +208,7 @@ def _sweep(
     from leaderboard.tradeoff import write_tradeoff
 
     result = sweep_indexes(submission, tried, settings, print_note)
-    n_items = result.gallery.n_real + result.gallery.n_synthetic
-    folder = _folder(submission, output, "sweeps") / str(n_items)
+    folder = _folder(submission, output, "sweeps") / str(result.gallery.n_items)
     _write(result, folder / "sweep.json")
     picture, chart = write_tradeoff(result, folder)
     _print_sweep(result)
@@ -229,7 +230,7 @@ def _finish(record: BaseModel, path: Path, as_json: bool) -> None:
         print_data(str(path))
 
 
-def print_timing(record: TimingRecord) -> None:
+def _print_timing(record: TimingRecord) -> None:
     """A timing as tables: latency by stage and batch, what the index loses, what everything weighs."""
     rows = []
     for served in record.served:

@@ -46,7 +46,6 @@ __all__ = [
     "open_index",
     "parse_index",
     "read_index_file",
-    "set_threads",
 ]
 
 _INDEX = "index.faiss"
@@ -278,11 +277,6 @@ def open_index(folder: Path, search: Mapping[str, int], device: str = "cpu") -> 
     gpu = parse_device(device, empty, facts.factory, complete)
     _check_file(folder / _INDEX, facts)
     return Searcher(folder / _INDEX, facts, complete, gpu)
-
-
-def set_threads(n_threads: int) -> None:
-    """Lets faiss use that many threads, in this process, from now on."""
-    load_faiss().omp_set_num_threads(n_threads)
 
 
 def _train(index: Any, sample: Float32[np.ndarray, "n_sample dim"], factory: str) -> float:

@@ -25,7 +25,6 @@ from bench.retrieval.index import (
     open_index,
     parse_index,
     read_index_file,
-    set_threads,
 )
 from bench.retrieval.index_device import find_gpu_problem, needs_float16_tables
 from bench.retrieval.index_size import available_memory
@@ -72,9 +71,9 @@ def queries(vectors: np.ndarray) -> np.ndarray:
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     before = faiss.omp_get_max_threads()
-    set_threads(1)
+    faiss.omp_set_num_threads(1)
     yield
-    set_threads(before)
+    faiss.omp_set_num_threads(before)
 
 
 def shards_of(vectors: np.ndarray, n: int = 1_700) -> Iterator[np.ndarray]:
@@ -188,13 +187,14 @@ def test_more_than_there_is_leaves_rows_of_minus_one(
 OPEN_AND_TELL = """
 import sys
 from pathlib import Path
-from bench.retrieval.index import open_index, set_threads
+import faiss
+from bench.retrieval.index import open_index
 
 def anonymous_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
-set_threads(1)
+faiss.omp_set_num_threads(1)
 open_index(Path(sys.argv[1]), {})
 before = anonymous_bytes()
 searcher = open_index(Path(sys.argv[2]), {})
