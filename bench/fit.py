@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench import torchvision_fix
-from bench.errors import InputError
+from bench.errors import InputError, UsageError
 from bench.store import new_folder
 from bench.submission import MANIFEST, find_recipe, read_manifest
 from bench.types import Collection, FitContext
@@ -25,17 +25,37 @@ def run_fit(
     output: Path,
     seed: int,
     epochs: int | None,
+    args: Mapping[str, str],
+    name: str | None,
     device: str,
     overwrite: bool,
     say: Callable[[str], None],
 ) -> None:
     """Fits `recipe` and puts the finished submission folder at `output`; until then `output` is not touched.
 
+    Args:
+        recipe: its name.
+        train: the collection to learn from.
+        validation: for choices; None lets the recipe hold out a part of `train`.
+        output: the submission folder to make.
+        seed: same seed, same weights on the same machine.
+        epochs: passes over `train`; None is the recipe's default.
+        args: over the defaults in the recipe's `ARGS`.
+        name: the submission's; None is the recipe's.
+        device: torch's name of the device.
+        overwrite: whether `output` may hold something.
+        say: takes lines for a person.
+
     Raises:
-        UsageError: there is no such recipe, or `output` is not empty.
+        UsageError: there is no such recipe, it does not take such an argument, or `output` is not empty.
         InputError: the recipe wrote no valid submission.
     """
-    source = find_recipe(recipe)
+    module = _load_recipe(find_recipe(recipe))
+    defaults: Mapping[str, str] = getattr(module, "ARGS", {})
+    unknown = next((key for key in args if key not in defaults), None)
+    if unknown:
+        known = ", ".join(defaults) or "none"
+        raise UsageError(f"recipe {recipe} takes no --recipe-arg {unknown}; it takes: {known}.")
     with new_folder(output, MANIFEST, overwrite) as unfinished:
         context = FitContext(
             train=train,
@@ -43,21 +63,24 @@ def run_fit(
             output=unfinished,
             seed=seed,
             epochs=epochs,
+            args={**defaults, **args},
             device=device,
             report=_Reporter(unfinished / LOG_FILE, say),
         )
-        _load_fit(source)(context)
-        _state_training(unfinished / MANIFEST, train.name)
+        module.fit(context)
+        stated = {"trained_on": [train.name]} | ({"name": name} if name else {})
+        _state(unfinished / MANIFEST, stated)
         read_manifest(unfinished)
         if not (unfinished / "model.py").is_file():
             raise InputError(f"recipe {recipe} wrote no model.py; expected a submission folder.")
 
 
-def _state_training(manifest: Path, collection: str) -> None:
-    """Writes what the weights have seen into a manifest, in place of what the recipe's own file says."""
-    lines = [line for line in manifest.read_text(encoding="utf-8").splitlines() if not line.startswith("trained_on")]
-    lines.insert(1, f"trained_on = {json.dumps([collection])}")
-    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _state(manifest: Path, facts: Mapping[str, str | list[str]]) -> None:
+    """Writes facts of this fit into a manifest, in place of what the recipe's own file says."""
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.partition("=")[0].strip() not in facts]
+    stated = [f"{key} = {json.dumps(value)}" for key, value in facts.items()]
+    manifest.write_text("\n".join([*stated, *kept]) + "\n", encoding="utf-8")
 
 
 class _Reporter:
@@ -80,7 +103,7 @@ class _Reporter:
         self._say(f"{shown}  {spent:.0f} s{left}")
 
 
-def _load_fit(source: Path) -> Callable[[FitContext], None]:
+def _load_recipe(source: Path) -> Any:
     torchvision_fix.install()
     spec = importlib.util.spec_from_file_location(f"rove_recipe_{source.parent.name}", source)
     if spec is None or spec.loader is None:
@@ -89,4 +112,4 @@ def _load_fit(source: Path) -> Callable[[FitContext], None]:
     spec.loader.exec_module(module)
     if not callable(getattr(module, "fit", None)):
         raise InputError(f"{source} defines no fit(context).")
-    return module.fit
+    return module

@@ -206,6 +206,7 @@ class FitContext:
         output: an empty folder, in which a submission must lie afterwards.
         seed: same seed, same weights on the same machine.
         epochs: passes over `train`; None is the recipe's default.
+        args: what the recipe's `ARGS` names, with `--recipe-arg` over their defaults.
         device: torch's name of the device.
         report: takes one step's figures, such as {"epoch": 1, "loss": 2.3}; they are logged and shown.
     """
@@ -215,5 +216,6 @@ class FitContext:
     output: Path
     seed: int
     epochs: int | None
+    args: Mapping[str, str]
     device: str
     report: Callable[[dict[str, float]], None]

@@ -87,6 +87,10 @@ def fit(
     data_dir: DataDirs = None,
     seed: Annotated[int, typer.Option(help="Same seed, same weights on the same machine.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
+    recipe_arg: Annotated[
+        list[str] | None, typer.Option("--recipe-arg", help="KEY=VALUE for the recipe; repeatable.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the submission; default: the recipe's.")] = None,
     device: Device = "cpu",
     offline: Offline = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
@@ -100,7 +104,8 @@ def fit(
     held_out = None
     if validation is not None:
         held_out = load_collection(_with_split(validation, "val"), data_dirs=copies, offline=offline)
-    run_fit(recipe, collection, held_out, output, seed, epochs, device, overwrite, print_note)
+    args = parse_pairs(recipe_arg or [], "--recipe-arg")
+    run_fit(recipe, collection, held_out, output, seed, epochs, args, name, device, overwrite, print_note)
     print_note(f"wrote {output}. Next: rove check {output}")
     print_data(str(output))
 

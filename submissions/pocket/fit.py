@@ -17,9 +17,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.errors import InputError
 from bench.types import Collection, FitContext
-from submissions.pocket.model import HEAD_FILE, MEMBERS, Ensemble, ImageTower, TextTower, build_heads, to_pixels
+from submissions.pocket.model import (
+    HEAD_FILE,
+    MEMBERS,
+    Ensemble,
+    HeadKind,
+    ImageTower,
+    TextTower,
+    build_heads,
+    to_pixels,
+)
 
+ARGS = {"head": "mlp"}
 DROPOUT = 0.5
 BATCH, EPOCHS = 500, (30, 60)
 PEAK_LR, WEIGHT_DECAY = 1e-3, 0.05
@@ -42,6 +53,7 @@ class Features(NamedTuple):
 
 def fit(context: FitContext) -> None:
     """Writes a submission folder with the fitted head into `context.output`."""
+    _head_kind(context)
     features = _extract(context.train, context)
     learn, choose = _learn_and_choose(features, context)
     epochs = context.epochs or max(EPOCHS, key=lambda epochs: _held_out_recall(epochs, learn, choose, context))
@@ -69,7 +81,7 @@ def _held_out_recall(epochs: int, learn: Features, choose: Features, context: Fi
 def _train(data: Features, epochs: int, context: FitContext) -> nn.ModuleDict:
     torch.manual_seed(context.seed)
     rng = np.random.Generator(np.random.Philox(context.seed))
-    heads = build_heads(DROPOUT).to(context.device).train()
+    heads = build_heads(_head_kind(context), DROPOUT).to(context.device).train()
     log_scales = nn.Parameter(torch.full((MEMBERS,), 3.0, device=context.device))
     batch = min(BATCH, len(data.images))
     steps = epochs * (len(data.images) // batch)
@@ -94,6 +106,15 @@ def _train(data: Features, epochs: int, context: FitContext) -> nn.ModuleDict:
             losses.append(loss.item())
         context.report({"epoch": epoch + 1, "epochs": epochs, "loss": float(np.mean(losses)) / MEMBERS})
     return heads.eval()
+
+
+def _head_kind(context: FitContext) -> HeadKind:
+    """What `--recipe-arg head=` asks for."""
+    match context.args["head"]:
+        case "linear" | "mlp" as kind:
+            return kind
+        case other:
+            raise InputError(f"pocket's recipe argument head is '{other}'; expected linear or mlp.")
 
 
 def _members(heads: nn.ModuleDict, tower: str) -> list[nn.Module]:

@@ -8,7 +8,7 @@ fitted by `rove fit pocket`; its weights lie beside this file as `head.safetenso
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -25,6 +25,8 @@ IMAGE_PX = 224
 IMAGE_DIM, TEXT_DIM = 1280, 384
 MEMBERS, HIDDEN, SHARED = 3, 1024, 512
 HEAD_FILE = "head.safetensors"
+PRECISIONS = ("float32", "int8")
+HeadKind = Literal["linear", "mlp"]
 
 
 class ImageTower(nn.Module):
@@ -75,33 +77,35 @@ def to_pixels(images: Sequence[PIL.Image.Image]) -> Tensor:
 
 
 class Head(nn.Module):
-    """From a tower's features to the shared space: a linear map plus a correction by a small network."""
+    """From a tower's features to the shared space: a linear map, in an `mlp` head corrected by a small network."""
 
-    def __init__(self, dim: int, hidden: int, shared: int, dropout: float) -> None:
+    def __init__(self, dim: int, hidden: int, shared: int, dropout: float, kind: HeadKind) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.linear = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, shared))
-        self.correction = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, shared),
-        )
+        self.correction: nn.Sequential | None = None
+        if kind == "mlp":
+            self.correction = nn.Sequential(
+                nn.Dropout(dropout),
+                nn.Linear(dim, hidden),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(hidden, shared),
+            )
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, dim) to (batch, shared)."""
         normed = self.norm(features)
-        vectors: Tensor = self.linear(normed) + self.correction(normed)
-        return vectors
+        vectors: Tensor = self.linear(normed)
+        return vectors if self.correction is None else vectors + self.correction(normed)
 
 
 class Ensemble(nn.Module):
     """Several heads side by side: the cosine of its vectors is the mean of its members' cosines."""
 
-    def __init__(self, members: int, dim: int, hidden: int, shared: int, dropout: float) -> None:
+    def __init__(self, members: int, dim: int, hidden: int, shared: int, dropout: float, kind: HeadKind) -> None:
         super().__init__()
-        self.members = nn.ModuleList(Head(dim, hidden, shared, dropout) for _ in range(members))
+        self.members = nn.ModuleList(Head(dim, hidden, shared, dropout, kind) for _ in range(members))
 
     def keep(self, n_members: int) -> None:
         """Only the first members, which makes the vectors shorter."""
@@ -156,17 +160,35 @@ def load(context: LoadContext) -> Pocket:
         )
     if context.dtype != "float32":
         raise InputError(f"pocket computes in float32; got --dtype {context.dtype}.")
-    heads = build_heads()
-    heads.load_state_dict(load_file(path), strict=True)
+    weights = load_file(path)
+    heads = build_heads("mlp" if any(".correction." in name for name in weights) else "linear")
+    heads.load_state_dict(weights, strict=True)
     for ensemble in heads.values():
         if isinstance(ensemble, Ensemble):
             ensemble.keep(_n_members(context.args["members"]))
-    return Pocket(heads["images"], heads["texts"], context.device)
+    pocket = Pocket(heads["images"], heads["texts"], context.device)
+    if _precision(context.args["precision"]) == "int8":
+        for tower in (pocket.images, pocket.texts):
+            round_weights(tower)
+    return pocket
 
 
-def build_heads(dropout: float = 0.0) -> nn.ModuleDict:
+@torch.no_grad()
+def round_weights(module: nn.Module) -> None:
+    """Rounds the weights of every convolution and linear layer to 8 bits, one scale for each output channel.
+
+    Weights alone: activations stay float32, as they do where int8 only makes the download smaller.
+    """
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            scale = layer.weight.abs().flatten(1).amax(dim=1).clamp(min=1e-12) / 127
+            scale = scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+            layer.weight.copy_((layer.weight / scale).round() * scale)
+
+
+def build_heads(kind: HeadKind = "mlp", dropout: float = 0.0) -> nn.ModuleDict:
     """Both heads, randomly initialised."""
-    size: dict[str, Any] = {"members": MEMBERS, "hidden": HIDDEN, "shared": SHARED, "dropout": dropout}
+    size: dict[str, Any] = {"members": MEMBERS, "hidden": HIDDEN, "shared": SHARED, "dropout": dropout, "kind": kind}
     return nn.ModuleDict({"images": Ensemble(dim=IMAGE_DIM, **size), "texts": Ensemble(dim=TEXT_DIM, **size)})
 
 
@@ -175,3 +197,9 @@ def _n_members(text: str) -> int:
     if text not in map(str, range(1, MEMBERS + 1)):
         raise InputError(f"pocket's argument members is '{text}'; expected 1 to {MEMBERS}.")
     return int(text)
+
+
+def _precision(text: str) -> str:
+    if text not in PRECISIONS:
+        raise InputError(f"pocket's argument precision is '{text}'; expected {' or '.join(PRECISIONS)}.")
+    return text

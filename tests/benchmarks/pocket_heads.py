@@ -34,7 +34,7 @@ EPOCHS, BATCH, LR = 30, 500, 1e-3
 def main() -> None:
     folder, train_name, test_name = sys.argv[1:]
     train, test = load_collection(train_name), load_collection(test_name)
-    context = FitContext(train, None, None, 0, None, "cpu", report=lambda figures: None)
+    context = FitContext(train, None, None, 0, None, pocket.ARGS, "cpu", report=lambda figures: None)
     learn, score = pocket._extract(train, context), pocket._extract(test, context)
     fitted = build_heads()
     fitted.load_state_dict(load_file(f"{folder}/{HEAD_FILE}"))
