@@ -1,29 +1,51 @@
-"""A run's results in a few figures: what is lost per shift, per family and overall, each with its interval.
+"""A run's results in a few figures: how it holds up per shift, per family and overall, each with its interval.
 
-Losses are measured against the clean canvas of the same collection (or of the cell's baseline), on R@1 averaged over
-both directions, with the same resamples of images on both sides.
+What is lost is measured against the clean canvas of the same collection (or of the cell's baseline), on R@1 averaged
+over both directions, with the same resamples of images on both sides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field
 
 from bench.bundle import Results, read_results
 from bench.errors import IncompleteError, InputError, UsageError
 from bench.metrics import relative_drop
-from bench.records import Estimate, Record, estimate
+from bench.records import Estimate, Record, Strict, estimate
 from bench.scoring import mean_r1
 from bench.stats import compare as compare_replicates
 from bench.stats import holm, interval
 from bench.types import Direction
+
+
+Replicated = tuple[float, Float[np.ndarray, " n_resamples"]]
+
+
+class Held(Strict):
+    """How a submission holds up under one shift, one family of shifts, or all of them."""
+
+    r1: Estimate = Field(description="mean R@1 of the shifted cells, a fraction")
+    lost: Estimate = Field(description="share of the clean canvas's R@1 that is lost (MMI)")
+
+
+class HeldReplicated(NamedTuple):
+    """The same, with its resamples."""
+
+    r1: Replicated
+    lost: Replicated
+
+    def estimate(self) -> Held:
+        """With intervals in place of the resamples."""
+        return Held(r1=as_estimate(self.r1), lost=as_estimate(self.lost))
 
 
 @dataclass(frozen=True)
@@ -43,8 +65,8 @@ class Summary:
 
     Args:
         clean: metrics of the clean canvas cell that stands first, by direction.
-        shifts: relative drop of mean R@1 by shift, averaged over its severities, as a fraction.
-        families: the same by family, shifts of a family weighing the same.
+        shifts: by shift, averaged over its severities.
+        families: by family, shifts of a family weighing the same.
         overall: the mean over families; None of a run that has attacked cells alone.
         worst: name of the shift that costs most.
         attacks: the attacked cells, in the suite's order; they are not part of the means.
@@ -57,9 +79,9 @@ class Summary:
     suite: str
     parameters: int | None
     clean: dict[str, dict[str, Estimate]]
-    shifts: dict[str, Estimate]
-    families: dict[str, Estimate]
-    overall: Estimate | None
+    shifts: dict[str, Held]
+    families: dict[str, Held]
+    overall: Held | None
     worst: str
     attacks: tuple[AttackSummary, ...]
     skipped: dict[str, str]
@@ -86,7 +108,7 @@ class Difference:
     equivalent: bool
 
 
-class _Scores:
+class Scores:
     """Mean R@1 of every cell of a run, with its resamples."""
 
     def __init__(self, results: Results) -> None:
@@ -94,9 +116,7 @@ class _Scores:
         self._results = results
         self._known: dict[tuple[str, tuple[Direction, ...]], tuple[float, np.ndarray]] = {}
 
-    def of(
-        self, record: Record, directions: tuple[Direction, ...] = ()
-    ) -> tuple[float, Float[np.ndarray, " n_resamples"]]:
+    def of(self, record: Record, directions: tuple[Direction, ...] = ()) -> Replicated:
         """Mean R@1 over those of `directions` that the record has; over all that it has if none are named."""
         key = (record.cell.slug, directions)
         if key not in self._known:
@@ -109,26 +129,65 @@ class _Scores:
     @cached_property
     def bases(self) -> set[str]:
         """The collections that shifted cells are measured against."""
-        return {r.cell.baseline or r.cell.collection for r in self.records if _is_shifted(r)}
+        return {r.cell.baseline or r.cell.collection for r in self.records if is_shifted(r)}
 
     @cached_property
     def canvases(self) -> dict[str, Record]:
         return {r.cell.collection: r for r in self.records if r.cell.shift == "clean_canvas" and not r.cell.baseline}
 
-    def drop(self, records: list[Record]) -> tuple[float, np.ndarray]:
-        """What is lost on average over some cells of one collection, as a fraction, and its resamples.
+    @cached_property
+    def changes(self) -> dict[str, dict[str, list[Record]]]:
+        """The shifted cells by family and by what is changed, in the order of the records."""
+        changes: dict[str, dict[str, list[Record]]] = {}
+        for record in self.records:
+            if is_shifted(record):
+                changes.setdefault(record.family, {}).setdefault(self._name(record), []).append(record)
+        return changes
+
+    def canvas_of(self, record: Record) -> Record:
+        """The clean canvas that a shifted cell is measured against.
+
+        Raises:
+            IncompleteError: there is none.
+        """
+        cell = record.cell
+        canvas = self.canvases.get(cell.baseline or cell.collection)
+        if canvas is None:
+            raise IncompleteError(f"{self._results.folder} lacks the clean canvas that {cell.id} is measured against.")
+        return canvas
+
+    def held(self, records: Sequence[Record]) -> HeldReplicated:
+        """R@1 on average over some cells of one collection, and the share of the clean canvas's that is lost.
 
         Both sides are averaged over the directions of these cells: caption distractors touch `i2t` alone.
         """
-        cell = records[0].cell
-        baseline = self.canvases.get(cell.baseline or cell.collection)
-        if baseline is None:
-            raise IncompleteError(f"{self._results.folder} lacks the clean canvas that {cell.id} is measured against.")
-        (clean, cleans), shifted = self.of(baseline, cell.directions), [self.of(record) for record in records]
-        value = float(relative_drop(np.array(clean), np.array([value for value, _ in shifted])))
-        if math.isnan(value):
-            raise InputError(f"{self._results.folder}: R@1 on {baseline.cell.id} is 0; there is nothing to lose.")
-        return value, relative_drop(cleans, np.stack([replicates for _, replicates in shifted], axis=1))
+        canvas = self.canvas_of(records[0])
+        clean, cleans = self.of(canvas, records[0].cell.directions)
+        value, replicates = _mean([self.of(record) for record in records])
+        lost = float(relative_drop(np.array(clean), np.array([value])))
+        if math.isnan(lost):
+            raise InputError(f"{self._results.folder}: R@1 on {canvas.cell.id} is 0; there is nothing to lose.")
+        return HeldReplicated((value, replicates), (lost, relative_drop(cleans, replicates[:, None])))
+
+    @cached_property
+    def shifts(self) -> dict[str, HeldReplicated]:
+        """By shift, over its severities."""
+        return {name: self.held(records) for family in self.changes.values() for name, records in family.items()}
+
+    @cached_property
+    def families(self) -> dict[str, HeldReplicated]:
+        """By family, shifts of a family weighing the same."""
+        return {name: mean_held([self.shifts[shift] for shift in shifts]) for name, shifts in self.changes.items()}
+
+    @cached_property
+    def worst(self) -> str:
+        """Name of the shift that costs most; empty if there is none."""
+        return max(self.shifts, key=lambda name: self.shifts[name].lost[0], default="")
+
+    def _name(self, record: Record) -> str:
+        """The change, with its collection where the suite has several that are shifted."""
+        cell = record.cell
+        return cell.change if len(self.bases) == 1 or cell.baseline else f"{cell.collection} {cell.change}"
 
 
 def summarise_run(folder: Path) -> Summary:
@@ -143,26 +202,20 @@ def summarise_run(folder: Path) -> Summary:
 
 def summarise(results: Results) -> Summary:
     """The summary of results that were read before."""
-    scores = _Scores(results)
-    changes: dict[str, dict[str, list[Record]]] = {}
-    for record in scores.records:
-        if _is_shifted(record):
-            changes.setdefault(record.family, {}).setdefault(_change_name(record, scores), []).append(record)
+    scores = Scores(results)
     attacks = tuple(_summarise_attack(record) for record in scores.records if record.attack)
-    if not changes and not attacks:
+    if not scores.changes and not attacks:
         raise IncompleteError(f"{results.folder} has no shifted cell yet; run it to the end.")
-    shifts = {name: scores.drop(records) for family in changes.values() for name, records in family.items()}
-    families = {name: _mean([shifts[shift] for shift in members]) for name, members in changes.items()}
-    canvas = _main_canvas(changes, scores)
+    canvas = main_canvas(scores)
     return Summary(
         label=results.manifest.label,
         suite=results.manifest.suite,
         parameters=results.manifest.parameters,
         clean={str(direction): metrics for direction, metrics in canvas.metrics.items()} if canvas else {},
-        shifts={name: _estimate(value) for name, value in shifts.items()},
-        families={name: _estimate(value) for name, value in families.items()},
-        overall=_estimate(_mean(families.values())) if families else None,
-        worst=max(shifts, key=lambda name: shifts[name][0], default=""),
+        shifts={name: held.estimate() for name, held in scores.shifts.items()},
+        families={name: held.estimate() for name, held in scores.families.items()},
+        overall=mean_held(list(scores.families.values())).estimate() if scores.families else None,
+        worst=scores.worst,
         attacks=attacks,
         skipped={record.cell.id: record.reason for record in results.records if record.status == "skipped"},
         image_ms=canvas.timing.encode_images_ms if canvas else None,
@@ -221,7 +274,7 @@ def compare(a: Results, b: Results, margin: float) -> list[Difference]:
     Raises:
         UsageError: they were not scored on the same items.
     """
-    scores_a, scores_b = _Scores(a), _Scores(b)
+    scores_a, scores_b = Scores(a), Scores(b)
     others = {record.cell.slug: record for record in scores_b.records}
     pairs = [(record, others[record.cell.slug]) for record in scores_a.records if record.cell.slug in others]
     if not pairs:
@@ -246,17 +299,26 @@ def compare(a: Results, b: Results, margin: float) -> list[Difference]:
     ]
 
 
-def _is_shifted(record: Record) -> bool:
+def is_shifted(record: Record) -> bool:
+    """Whether it is of a shifted cell: neither clean nor attacked."""
     return not record.cell.is_clean and not record.cell.is_attack
 
 
-def _main_canvas(changes: dict[str, dict[str, list[Record]]], scores: _Scores) -> Record | None:
-    """The clean canvas of the collection that is shifted first."""
-    for family in changes.values():
-        for records in family.values():
-            cell = records[0].cell
-            return scores.canvases[cell.baseline or cell.collection]
-    return None
+def main_canvas(scores: Scores) -> Record | None:
+    """The clean canvas of the collection that is shifted first; None where nothing is shifted."""
+    shifted = next((record for record in scores.records if is_shifted(record)), None)
+    return None if shifted is None else scores.canvas_of(shifted)
+
+
+def mean_held(parts: Sequence[HeldReplicated]) -> HeldReplicated:
+    """The mean, each part weighing the same."""
+    return HeldReplicated(_mean([part.r1 for part in parts]), _mean([part.lost for part in parts]))
+
+
+def as_estimate(part: Replicated) -> Estimate:
+    """The value with its 95 % interval."""
+    ends = interval(part[1])
+    return estimate(part[0], ends.low, ends.high)
 
 
 def _summarise_attack(record: Record) -> AttackSummary:
@@ -280,20 +342,9 @@ def _same_items(a: Record, b: Record) -> bool:
     return a.data.source_sha256 == b.data.source_sha256 if a.cell.is_attack else a.data == b.data
 
 
-def _change_name(record: Record, scores: _Scores) -> str:
-    """The change, with its collection where the suite has several that are shifted."""
-    cell = record.cell
-    return cell.change if len(scores.bases) == 1 or cell.baseline else f"{cell.collection} {cell.change}"
-
-
-def _mean(parts: Iterable[tuple[float, np.ndarray]]) -> tuple[float, np.ndarray]:
+def _mean(parts: Sequence[Replicated]) -> Replicated:
     values, replicates = zip(*parts, strict=True)
     return float(np.mean(values)), np.mean(replicates, axis=0)
-
-
-def _estimate(part: tuple[float, np.ndarray]) -> Estimate:
-    ends = interval(part[1])
-    return estimate(part[0], ends.low, ends.high)
 
 
 def _plain(value: Any) -> Any:
@@ -301,4 +352,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value.model_dump() if isinstance(value, Estimate) else value
+    return value.model_dump() if isinstance(value, Strict) else value

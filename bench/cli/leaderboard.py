@@ -14,16 +14,20 @@ site = typer.Typer(help="Build or serve the leaderboard.", no_args_is_help=True)
 
 @site.command()
 def build(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles, or folders of bundles.")],
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Bundles, folders of bundles, or trees of results; default: leaderboard/results."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The site's folder.")] = Path("site"),
 ) -> None:
-    """Build the site from bundles; those that do not validate are left out, and the page says why."""
+    """Build the site from bundles; those that do not validate are left out, and the protocol page says why."""
+    from leaderboard.boards import RESULTS
     from leaderboard.site import build_site
 
-    page, rejected = build_site(bundles, output)
-    for name, reason in rejected:
+    built = build_site(places or [RESULTS], output)
+    for name, reason in built.rejected:
         print_note(f"left out {name}: {reason}")
-    print_data(str(page))
+    print_data(str(built.page))
 
 
 @site.command()

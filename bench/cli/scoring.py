@@ -34,10 +34,11 @@ def score(run: Folder, as_json: Json = False) -> None:
         rows = [(_name(metric), *_figures(metric, value)) for metric, value in metrics.items()]
         print_table(f"{summary.label}: clean canvas, {direction}", ["metric", "value", "95 % interval"], rows)
     overall = {} if summary.overall is None else {"overall": summary.overall}
-    rows = [(name, *_figures(name, value)) for name, value in {**summary.shifts, **overall}.items()]
-    if rows:
-        title = "lost R@1, relative, % (mean over severities and directions)"
-        print_table(title, ["shift", "lost", "95 % interval"], rows)
+    held = {**summary.shifts, **overall}
+    if held:
+        title = "under shift, %: R@1 (mean over severities and directions), and the share of the clean canvas's lost"
+        columns = ["shift", "R@1", "95 % interval", "lost", "95 % interval"]
+        print_table(title, columns, [(name, *_figures("", it.r1), *_figures("", it.lost)) for name, it in held.items()])
     print_attacks(summary)
 
 
@@ -80,10 +81,13 @@ def bundle(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier bundle.")] = False,
 ) -> None:
     """Pack a complete run for the leaderboard."""
-    from bench.bundle import make_bundle, read_results
+    from bench.bundle import find_timings, make_bundle, read_results
 
-    if not read_results(run).manifest.rankable:
+    manifest = read_results(run).manifest
+    if not manifest.rankable:
         print_note("this run was limited (--limit): it will be shown as incomplete, never ranked.")
+    for path in find_timings(run, manifest).others:
+        print_note(f"left out {path}: it is a timing of another submission, or of other weights.")
     target = output or run.with_name(f"{run.name}.bundle")
     print_data(str(make_bundle(run, target, overwrite)))
 

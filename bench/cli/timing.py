@@ -101,6 +101,8 @@ def time(
     searches = _combinations(given)
     if not sweep and (len(searches) > 1 or len(index or []) > 1):
         raise UsageError("several indexes or settings were given; expected one, or --sweep to try them all.")
+    if sweep and not index and any(given.values()):
+        raise UsageError("--nprobe, --ef and --k-factor belong to an --index; without one, --sweep chooses both.")
     settings = TimingSettings(
         worker=worker_settings(device, dtype, offline, timeout),
         dataset=dataset,

@@ -95,6 +95,7 @@ def test_describe_finds_every_kind_of_thing() -> None:
         (("time", "tiny", "--index", "Flat", "--nprobe", "8"), 2, "expected only parameters of that index"),
         (("time", "tiny", "--index", "IVF16,Flat", "--nprobe", "8,x"), 2, "--nprobe got '8,x'"),
         (("time", "tiny", "--index", "IVF16,Flat", "--nprobe", "8,9"), 2, "--sweep to try them all"),
+        (("time", "tiny", "--sweep", "--nprobe", "8"), 2, "belong to an --index"),
         (("time", "tiny", "--index", "HNSW32", "--index-device", "cuda"), 2, "Choose --index-device cpu"),
         (("time", "tiny", "--index-device", "gpu"), 2, "expected cpu, cuda or cuda:N"),
         (("time", "tiny", "--threads", "4096"), 2, "threads were asked for"),
