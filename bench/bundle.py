@@ -2,22 +2,27 @@
 
 A bundle is a folder: `run.json`, `cells/*.json`, `cells/*.parquet`, `timings/*.json` and `bundle.json` with the sha256
 of each. A run's folder has the same form but for `bundle.json` and for timings, which lie beside it: they belong to the
-submission, not to a suite. Both are read here.
+submission, not to a suite. Both are read here. A bundle may come from a stranger: what is in it is measured before it
+is opened, and whatever follows from the evidence, or from the rest of the bundle, is computed again and compared.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from jaxtyping import Int
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from bench.claims import check_families, check_manifest, check_record, check_report, check_skipped, check_sources
 from bench.errors import IncompleteError, InputError
-from bench.evidence import Evidence, Variant, in_variant, read_evidence
+from bench.evidence import MAX_ROWS, Evidence, Variant, check_evidence, in_variant, pairs_within, read_evidence
 from bench.records import DONE, AttackReport, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
 from bench.scoring import find_flags, score_attack, score_evidence
 from bench.store import new_folder, sha256_of, write_atomic
@@ -26,7 +31,12 @@ from bench.types import Direction
 
 INDEX = "bundle.json"
 TOLERANCE = 1e-6
+MAX_FILES = 2_000
+MAX_BUNDLE_BYTES = 64 << 20
+_FOLDERS = ("cells", "timings")
+_FILE_NAME = r"^(run\.json|cells/[a-z0-9_-]{1,200}\.(json|parquet)|timings/[a-z0-9-]{1,200}\.json)$"
 Scores = Mapping[str, Estimate]
+Pairs = Mapping[Literal["captions", "labels"], Int[np.ndarray, "n_pairs 2"]]
 
 
 class BundleIndex(BaseModel):
@@ -35,7 +45,7 @@ class BundleIndex(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: Literal[1] = 1
-    files: dict[str, Sha256]
+    files: dict[Annotated[str, StringConstraints(pattern=_FILE_NAME)], Sha256] = Field(max_length=MAX_FILES)
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,12 @@ class Results:
         path = self.folder / "cells" / f"{record.cell.slug}.parquet"
         if not path.is_file() or sha256_of(path) != record.evidence_sha256:
             raise InputError(f"{path} is missing or has another sha256 than its record states.")
-        evidence = read_evidence(path)
         directions = record.cell.directions
         variants: list[Variant] = ["", "clean"] if record.cell.is_attack else [""]
         if record.attack is not None and record.attack.unrounded:
             variants.append("unrounded")
+        n_rows = _count_rows(record.data, directions) if record.data else MAX_ROWS
+        evidence = read_evidence(path, len(variants) * n_rows)
         expected = [in_variant(one, direction) for one in variants for direction in directions]
         if list(evidence) != expected:
             raise InputError(f"{path} holds {', '.join(evidence)}; expected {', '.join(expected)}.")
@@ -124,7 +135,13 @@ def _read_timings(folder: Path) -> dict[Path, TimingRecord]:
 
 
 def _is_of(timing: TimingRecord, manifest: RunManifest) -> bool:
-    return (timing.fingerprint, timing.weights_sha256) == (manifest.fingerprint, manifest.weights_sha256)
+    expected = manifest.fingerprint, manifest.weights_sha256, manifest.label
+    return (timing.fingerprint, timing.weights_sha256, timing.label) == expected
+
+
+def _count_rows(data: Data, directions: tuple[Direction, ...]) -> int:
+    """How many queries there can be; of images that look for their like some do not ask."""
+    return sum(data.n_captions if direction == "t2i" else data.n_images for direction in directions)
 
 
 def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
@@ -158,55 +175,159 @@ def check_complete(results: Results) -> None:
         IncompleteError: a cell is missing or failed.
         InputError: a record belongs to no cell of the suite.
     """
+    cells = set(results.manifest.cells)
     done = {record.cell for record in results.records if record.status in DONE}
     missing = [cell for cell in results.manifest.cells if cell not in done]
     if missing:
         count = f"{len(missing)} of {len(results.manifest.cells)} cells"
         raise IncompleteError(f"{results.folder} lacks {count}, first {missing[0].id}; the same `rove run` adds them.")
-    stray = next((record.cell for record in results.records if record.cell not in results.manifest.cells), None)
+    stray = next((record.cell for record in results.records if record.cell not in cells), None)
     if stray:
         raise InputError(f"{results.folder} has a record of {stray.id}, which is no cell of its suite.")
+
+
+def check_files(folder: Path) -> str:
+    """The sha256 of a bundle's index, if every file is as the index states.
+
+    Raises:
+        InputError: one is not, or there are others, or more or larger ones than a bundle has.
+    """
+    try:
+        present = _list_files(folder)
+        index = read_json(folder / INDEX, BundleIndex)
+        strange = sorted(set(present).symmetric_difference({*index.files, INDEX}))
+        if strange:
+            raise InputError(f"{folder}: {strange[0]!r} is not in both the folder and bundle.json.")
+        for name, expected in index.files.items():
+            if sha256_of(folder / name) != expected:
+                raise InputError(f"{folder}/{name} does not have the sha256 that bundle.json states.")
+        return sha256_of(folder / INDEX)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read as a bundle: {error.strerror}.") from None
+
+
+def _list_files(folder: Path) -> list[str]:
+    """The names of a bundle's files, which may be read: none has been opened yet.
+
+    Raises:
+        InputError: there is something else than plain files, or too much.
+    """
+    names, n_bytes = [], 0
+    for name, facts in _iterate_entries(folder):
+        if not stat.S_ISREG(facts.st_mode):
+            kind = "a symbolic link" if stat.S_ISLNK(facts.st_mode) else "no plain file"
+            raise InputError(f"{folder}: {name!r} is {kind}; expected plain files in {' and '.join(_FOLDERS)}.")
+        names.append(name)
+        n_bytes += facts.st_size
+        if len(names) > MAX_FILES or n_bytes > MAX_BUNDLE_BYTES:
+            limits = f"{MAX_FILES} files and {MAX_BUNDLE_BYTES} bytes"
+            raise InputError(f"{folder} is larger than a bundle may be; expected at most {limits}.")
+    return names
+
+
+def _iterate_entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Everything in a bundle's folder and in the two that it may hold, but for these themselves."""
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                name = f"{below}/{entry.name}" if below else entry.name
+                facts = entry.stat(follow_symlinks=False)
+                if name in _FOLDERS and stat.S_ISDIR(facts.st_mode):
+                    waiting.append(name)
+                else:
+                    yield name, facts
 
 
 def validate_bundle(folder: Path) -> Results:
     """The bundle's results, if every file is as its index states and every metric follows from the evidence.
 
+    What only the catalogue or the data tell is not looked at; the lock of a suite states it: whether the suite is the
+    one that its label says, to which family a shift counts, and the sha256 of items that everybody has.
+
     Raises:
         InputError: something does not; the message names file and field.
+        IncompleteError: a cell is missing or failed.
     """
-    index = read_json(folder / INDEX, BundleIndex)
-    _check_files(folder, index)
+    check_files(folder)
     results = read_results(folder)
+    where = str(folder)
+    check_manifest(where, results.manifest)
     check_complete(results)
-    for record in results.records:
-        if record.status != "skipped":
-            verify_record(results, record)
+    scored = [record for record in results.records if record.status != "skipped"]
+    found = {path.stem for path in (folder / "cells").glob("*.parquet")}
+    strange = found.symmetric_difference(record.cell.slug for record in scored)
+    if strange:
+        raise InputError(f"{where}: {min(strange)} has evidence and was not scored, or the other way round.")
+    check_families(where, results.records)
+    check_skipped(where, results.manifest, results.records)
+    check_sources(where, results.records)
+    _verify_records(results, scored)
     return results
 
 
-def verify_record(results: Results, record: Record) -> None:
-    """Recomputes a record's metrics from its evidence.
+def verify_record(results: Results, record: Record) -> Pairs:
+    """What a record's evidence counts as right, after its metrics have been recomputed from it.
 
     Raises:
         InputError: the record failed, or states something else than its evidence.
     """
     where = f"{results.folder}: {record.cell.id}"
-    if record.status != "ok" or record.data is None:
-        raise InputError(f"{where} has the status '{record.status}'; expected ok, with data.")
-    whole = record.cell.n_images or results.manifest.collections.get(record.cell.collection, 0)
-    if results.manifest.rankable and record.data.n_images != whole:
-        raise InputError(f"{where} was scored on {record.data.n_images} images; its suite has {whole}.")
+    data = check_record(where, results.manifest, record)
     variants = results.variants(record)
+    pairs = [_find_pairs(where, part, data, name == "clean") for name, part in variants.items()]
+    if any(not np.array_equal(part[kind], pairs[0][kind]) for part in pairs for kind in pairs[0]):
+        raise InputError(f"{where} has other positives with the attack than without it.")
     evidence = variants[""]
-    _check_range(where, evidence, record.data)
-    n_images = record.data.n_images
-    _check_metrics(where, score_evidence(evidence, n_images), record.metrics)
+    _check_metrics(where, score_evidence(evidence, data.n_images), record.metrics)
     if find_flags(evidence) != record.flags:
         raise InputError(f"{where} states the flags {record.flags}; its evidence gives {find_flags(evidence)}.")
-    if record.cell.is_attack != (record.attack is not None):
-        raise InputError(f"{where} is{'' if record.cell.is_attack else ' no'} attack; its record says otherwise.")
     if record.attack is not None:
-        _verify_attack(where, variants, record.attack, n_images)
+        check_report(where, results.manifest, record.cell, record.attack, data)
+        _verify_attack(where, variants, record.attack, data.n_images)
+    return pairs[0]
+
+
+def _find_pairs(where: str, evidence: Mapping[Direction, Evidence], data: Data, is_clean: bool) -> Pairs:
+    """The pairs of (image, caption), and of images with one label, whose ranks the evidence holds.
+
+    Raises:
+        InputError: no ranking leaves such evidence, its directions disagree, or an item stands in no pair.
+    """
+    try:
+        for direction, part in evidence.items():
+            n_distractors = 0 if is_clean else data.n_distractors
+            check_evidence(direction, part, data.n_images, data.n_captions, n_distractors)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    found: dict[Literal["captions", "labels"], np.ndarray] = {}
+    for direction, part in evidence.items():
+        pairs = part.pairs(by_item=direction == "t2i")
+        if not np.array_equal(found.setdefault("labels" if direction == "i2i" else "captions", pairs), pairs):
+            raise InputError(f"{where}: t2i and i2t count other pairs as right.")
+    n_standing = [np.unique(side).size for side in found["captions"].T] if "captions" in found else None
+    if n_standing not in (None, [data.n_images, data.n_captions]):
+        raise InputError(f"{where}: an image or a caption goes with nothing; expected a positive for each.")
+    return found
+
+
+def _verify_records(results: Results, records: Sequence[Record]) -> None:
+    """Nothing, if each record holds, and all cells of a collection count the same pairs as right.
+
+    Cells of its first images alone count those that these images have. Only the largest cell's pairs are kept.
+
+    Raises:
+        InputError: a record does not hold, or counts other pairs.
+    """
+    largest: dict[tuple[str, str], np.ndarray] = {}
+    for record in sorted(records, key=lambda record: -record.data.n_images if record.data else 0):
+        for kind, pairs in verify_record(results, record).items():
+            whole = largest.setdefault((record.cell.collection, kind), pairs)
+            n_images = record.data.n_images if record.data else 0
+            if not np.array_equal(pairs_within(whole, n_images, kind == "captions"), pairs):
+                where = f"{results.folder}: {record.cell.id}"
+                raise InputError(f"{where} counts other pairs as right than its collection's cells.")
 
 
 def _verify_attack(
@@ -214,9 +335,6 @@ def _verify_attack(
 ) -> None:
     """Recomputes what an attacked cell states beside its metrics."""
     attacked, clean = variants[""], variants["clean"]
-    pairs = [(part.queries, clean[name].queries) for name, part in attacked.items()]
-    if any(not np.array_equal(ours, theirs) for ours, theirs in pairs):
-        raise InputError(f"{where} asks other queries with the attack than without it.")
     _check_metrics(where, score_evidence(clean, n_images), report.clean)
     _check_metrics(where, score_attack(attacked, clean, n_images), report.asr)
     unrounded = variants.get("unrounded")
@@ -234,31 +352,3 @@ def _check_metrics(where: str, computed: Mapping[Any, Scores], stated: Mapping[A
                 raise InputError(
                     f"{where} states {direction} {name} {found.value}; its evidence gives {expected.value}."
                 )
-
-
-def _check_files(folder: Path, index: BundleIndex) -> None:
-    present = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-    }
-    if any((folder / name).is_symlink() for name in present):
-        raise InputError(f"{folder} holds a symbolic link; expected plain files.")
-    strange = sorted(present.symmetric_difference({*index.files, INDEX}))
-    if strange:
-        raise InputError(f"{folder}: {strange[0]} is not in both the folder and bundle.json.")
-    for name, expected in index.files.items():
-        if sha256_of(folder / name) != expected:
-            raise InputError(f"{folder}/{name} does not have the sha256 that bundle.json states.")
-
-
-def _check_range(where: str, evidence: dict[Direction, Evidence], data: Data) -> None:
-    n_images, n_captions = data.n_images, data.n_captions
-    for direction, part in evidence.items():
-        n_own = n_captions if direction == "i2t" else n_images
-        n_items = n_own + data.n_distractors
-        n_queries = n_captions if direction == "t2i" else n_images
-        whole = direction == "i2i" or len(part.queries) == n_queries
-        outside = part.images.max() >= n_images or part.items.max() >= n_own or part.items.min() < 0
-        if not whole or len(set(part.queries.tolist())) != len(part.queries) or part.queries.max() >= n_queries:
-            raise InputError(f"{where}: the queries of {direction} are not the collection's, each once.")
-        if outside or part.ranks.pessimistic.max() > n_items:
-            raise InputError(f"{where}: {direction} names an image, an item or a rank that cannot be.")

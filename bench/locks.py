@@ -32,6 +32,9 @@ class Change(Strict):
     summary: Line = Field(description="one line: what it does")
     strengths: tuple[Annotated[int, Field(ge=1)], ...] = Field(description="those that the suite has, weakest first")
     unit: Line = Field(description="of the strengths: `severity`, or that of an attack's budget; empty if none")
+    access: Literal["", "white", "black"] = Field(
+        default="", description="of an attack: white, if it needs a gradient; black, if scores are enough"
+    )
 
 
 class LockedCell(Strict):
@@ -136,6 +139,26 @@ def check_data(lock: Lock, records: Iterable[Record]) -> str:
         if difference:
             return f"{record.cell.id} was scored on other items than {lock.suite} states: its {difference}."
     return ""
+
+
+def check_claims(lock: Lock, records: Iterable[Record]) -> None:
+    """Refuses what only the catalogue can tell to be wrong: a family, or that a cell could not be scored.
+
+    Raises:
+        InputError: a record counts its cell to another family than the lock does, or skips an attack that needs no
+            gradient, of a suite that asks for no stage and for no distractors.
+    """
+    cells = {cell.id: cell for cell in lock.cells}
+    for record in records:
+        locked = cells.get(record.cell.id)
+        change = lock.changes.get(locked.change) if locked else None
+        if change is None:
+            continue
+        if record.family != change.family:
+            raise InputError(f"{record.cell.id} is counted as '{record.family}'; {lock.suite} has '{change.family}'.")
+        is_plain = not record.cell.stage and record.cell.threat_model != "distractor"
+        if record.status == "skipped" and is_plain and change.access != "white":
+            raise InputError(f"{record.cell.id} was skipped, but it needs no gradient. Run it.")
 
 
 def stated_data(lock: Lock, cell: LockedCell) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     AnyUrl,
     BaseModel,
     ConfigDict,
@@ -30,17 +31,32 @@ from bench.errors import InputError, describe_validation
 from bench.types import Direction, Stage, ThreatModel
 
 MAX_JSON_BYTES = 4 << 20
+MAX_INTEGER = 2**63 - 1
+MAX_CELLS = 2_000
 CLEAN = ("clean", "clean_canvas")
 DONE = ("ok", "skipped")
+_REORDERING = "\\u202a-\\u202e\\u2066-\\u2069"  # of the letters of a line, by Unicode's bidirectional algorithm
+_CONTROL = f"\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f{_REORDERING}"
+_UNSAFE = re.compile(f"[{_CONTROL}]")
+
+
+def without_control(text: str) -> str:
+    """What a program said, safe to show: it may hold a terminal's escape codes, and is not refused for them."""
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Line = Annotated[str, StringConstraints(max_length=500)]
+Line = Annotated[str, StringConstraints(max_length=500, pattern=rf"^[^\n\t\u2028\u2029{_CONTROL}]*$")]
 Status = Literal["ok", "skipped", "error", "timeout", "crash", "protocol", "oom"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
-Text = Annotated[str, StringConstraints(max_length=2000)]
+Text = Annotated[str, StringConstraints(max_length=2000, pattern=f"^[^{_CONTROL}]*$")]
+Command = Annotated[str, StringConstraints(max_length=4000), AfterValidator(without_control)]
 HttpsUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["https"], max_length=500)]
 Objective = Literal["retrieval", "reranking", "both stages"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
+Amount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 
 
 class Strict(BaseModel):
@@ -50,9 +66,9 @@ class Strict(BaseModel):
 class Parameters(Strict):
     """Parameter counts that the author states; what the harness can count itself, it counts."""
 
-    total: int | None = Field(default=None, ge=0)
-    trainable: int | None = Field(default=None, ge=0)
-    added: int | None = Field(default=None, ge=0)
+    total: Amount | None = None
+    trainable: Amount | None = None
+    added: Amount | None = None
 
 
 class Manifest(Strict):
@@ -63,12 +79,16 @@ class Manifest(Strict):
     summary: Text = ""
     method: Text = Field(default="", description="what was done to the base: zero-shot, full fine-tuning, LoRA, ...")
     base: Text = Field(default="", description="name of the submission that it was fitted from")
-    authors: list[Text] = []
+    authors: list[Text] = Field(default=[], max_length=100)
     license: Text = ""
     url: HttpsUrl | None = None
-    trained_on: list[Text] = Field(default=[], description="collections whose items the weights have seen")
-    requires: list[Text] = Field(default=[], description="distributions whose versions matter to the result")
-    args: dict[str, str] = Field(default={}, description="defaults of what --model-arg can set")
+    trained_on: list[Text] = Field(
+        default=[], max_length=100, description="collections whose items the weights have seen"
+    )
+    requires: list[Text] = Field(
+        default=[], max_length=100, description="distributions whose versions matter to the result"
+    )
+    args: dict[Line, Line] = Field(default={}, max_length=100, description="defaults of what --model-arg can set")
     parameters: Parameters = Parameters()
 
 
@@ -76,18 +96,18 @@ class Cell(Strict):
     """One (collection, shift or attack, threat model, direction set) of a suite."""
 
     collection: Line
-    shift: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*(:[1-9][0-9]?)?$")]
+    shift: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}(:[1-9][0-9]?)?$")]
     baseline: Line = Field(default="", description="the collection whose clean canvas it is measured against")
     threat_model: ThreatModel | Literal[""] = Field(default="", description="of an attack: which items it may change")
     stage: Stage | Literal[""] = Field(
         default="", description="of a two-stage submission, what the attacker aims at; empty for all that it has"
     )
     victim: Line = Field(default="", description="whose attacked items are scored; empty for the submission's own")
-    n_images: Annotated[int, Field(ge=2)] | None = Field(
+    n_images: Annotated[int, Field(ge=2, le=MAX_INTEGER)] | None = Field(
         default=None, description="of an attack: only the first images of the collection, with their captions"
     )
-    seed: Annotated[int, Field(ge=0)] = 0
-    directions: tuple[Direction, ...]
+    seed: Amount = 0
+    directions: tuple[Direction, ...] = Field(min_length=1, max_length=3)
 
     @property
     def id(self) -> str:
@@ -126,21 +146,24 @@ class Estimate(Strict):
     high: Finite
 
 
+Metrics = Annotated[dict[Line, Estimate], Field(max_length=100)]
+
+
 class Data(Strict):
     """What was evaluated on: the source items, and what the submission was really fed."""
 
     revision: Line = ""
-    n_images: Annotated[int, Field(ge=1)]
-    n_captions: Annotated[int, Field(ge=1)]
-    n_distractors: Annotated[int, Field(ge=0)] = Field(default=0, description="in the gallery, nobody's positives")
-    n_unchanged: Annotated[int, Field(ge=0)] = Field(
+    n_images: Count
+    n_captions: Count
+    n_distractors: Amount = Field(default=0, description="in the gallery, nobody's positives")
+    n_unchanged: Amount = Field(
         default=0, description="captions that a text shift left as they are, or that gave no distractor"
     )
     source_sha256: Sha256 = Field(description="ids and hashes of all images, the captions and the positives")
     images_sha256: Sha256 = Field(description="the pixels fed")
     captions_sha256: Sha256 = Field(description="the captions fed")
     distractors_sha256: Sha256 | None = Field(default=None, description="the distractors fed, pixels or captions")
-    token_bytes: Annotated[int, Field(ge=1)] | None = Field(
+    token_bytes: Count | None = Field(
         default=None, description="what a second stage keeps of one image; None where one stage was scored"
     )
 
@@ -148,11 +171,11 @@ class Data(Strict):
 class Timing(Strict):
     """How long things took; nothing else in a record depends on the machine's speed."""
 
-    encode_images_ms: Finite | None = Field(default=None, description="median per image, batched")
-    encode_texts_ms: Finite | None = Field(default=None, description="median per caption, batched")
+    encode_images_ms: NotNegative | None = Field(default=None, description="median per image, batched")
+    encode_texts_ms: NotNegative | None = Field(default=None, description="median per caption, batched")
     images_cached: bool = False
     texts_cached: bool = False
-    wall_s: Finite = 0.0
+    wall_s: NotNegative = 0.0
 
 
 class Check(Strict):
@@ -166,7 +189,7 @@ class Check(Strict):
 class CurvePoint(Strict):
     """How an attack does at another budget, on the examined images."""
 
-    budget: Annotated[int, Field(ge=0)]
+    budget: Amount
     hit_1: Finite = Field(description="attacked R@1, a fraction")
     asr_hits: Finite | None = Field(description="share of the clean hits that are lost; None without a clean hit")
 
@@ -175,31 +198,31 @@ class AttackReport(Strict):
     """What an attacked cell tells beside its metrics, which are those of the attacked items, rounded, in a budget."""
 
     access: Literal["white", "black"]
-    version: int
+    version: Count
     victim: Line = Field(description="label of the submission that the items were made against")
     objective: Objective = Field(
         default="retrieval", description="the stages attacked; the metrics are always those of the final ranking"
     )
-    budget: Annotated[int, Field(ge=1)]
+    budget: Count
     unit: Literal["levels of 255", "characters", "words"]
-    n_attacked: Annotated[int, Field(ge=1)]
-    n_unchanged: Annotated[int, Field(ge=0)] = 0
-    largest_change: Annotated[int, Field(ge=0)] = Field(description="among the images scored, in levels of 255")
-    most_edits: Annotated[int, Field(ge=0)] = Field(description="among the captions scored, in characters or words")
+    n_attacked: Count
+    n_unchanged: Amount = 0
+    largest_change: Amount = Field(description="among the images scored, in levels of 255")
+    most_edits: Amount = Field(description="among the captions scored, in characters or words")
     similarity: Finite | None = Field(default=None, description="mean cosine of attacked captions with the originals")
     candidates: Line = Field(default="", description="where replacements for words came from")
     examples_sha256: Sha256 = Field(description="all attacked items, in the collection's order")
     loss_before: Finite | None = Field(default=None, description="mean of what the attack raises, on clean items")
     loss_after: Finite | None = None
-    clean: dict[Direction | Literal["both"], dict[Line, Estimate]] = Field(
+    clean: dict[Direction | Literal["both"], Metrics] = Field(
         description="metrics of the same items without the attack: the victim's crops, or the captions as they were"
     )
-    unrounded: dict[Direction | Literal["both"], dict[Line, Estimate]] = Field(
+    unrounded: dict[Direction | Literal["both"], Metrics] = Field(
         default={}, description="metrics of attacked images before they were rounded to whole levels"
     )
-    asr: dict[Direction, dict[Line, Estimate]] = Field(description="asr_hits@k and asr_drop@k, as fractions")
-    curve: tuple[CurvePoint, ...] = ()
-    checks: tuple[Check, ...] = ()
+    asr: dict[Direction, Metrics] = Field(description="asr_hits@k and asr_drop@k, as fractions")
+    curve: tuple[CurvePoint, ...] = Field(default=(), max_length=100)
+    checks: tuple[Check, ...] = Field(default=(), max_length=100)
     verdict: Text = Field(description="`reliable`, `unreliable: reason`, or `transferred`")
 
 
@@ -211,12 +234,12 @@ class Record(Strict):
     family: Line
     key: Sha256 = Field(description="sha256 over every input of this cell")
     status: Status
-    reason: Annotated[str, StringConstraints(max_length=8000)] = ""
-    flags: tuple[Line, ...] = ()
+    reason: Annotated[str, StringConstraints(max_length=8000), AfterValidator(without_control)] = ""
+    flags: tuple[Line, ...] = Field(default=(), max_length=100)
     data: Data | None = None
-    dim: Annotated[int, Field(ge=1)] | None = None
+    dim: Count | None = None
     embeddings_sha256: dict[Literal["images", "texts"], Sha256] = {}
-    metrics: dict[Direction | Literal["both"], dict[Line, Estimate]] = {}
+    metrics: dict[Direction | Literal["both"], Metrics] = {}
     attack: AttackReport | None = None
     evidence_sha256: Sha256 | None = None
     timing: Timing = Timing()
@@ -229,10 +252,10 @@ class Environment(Strict):
     python: Line
     platform: Line
     processor: Line
-    cores: Annotated[int, Field(ge=1)]
-    memory_bytes: Annotated[int, Field(ge=0)]
+    cores: Count
+    memory_bytes: Amount
     device: Line
-    versions: dict[Line, Line]
+    versions: dict[Line, Line] = Field(max_length=1000)
 
 
 class RunManifest(Strict):
@@ -241,26 +264,26 @@ class RunManifest(Strict):
     schema_version: Literal[1] = 1
     submission: Manifest
     label: Line
-    args: dict[Line, Line]
+    args: dict[Line, Line] = Field(max_length=100)
     fingerprint: Sha256 = Field(description="the submission's files and arguments")
     weights_sha256: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")] | None = Field(
         default=None, description="of the torch modules that were loaded; empty if there were none, None before loading"
     )
-    parameters: Annotated[int, Field(ge=0)] | None = None
+    parameters: Amount | None = None
     suite: Line
     suite_id: Sha256
-    collections: dict[Line, Annotated[int, Field(ge=1)]] = Field(description="how many images of each are scored")
-    cells: tuple[Cell, ...]
+    collections: dict[Line, Count] = Field(max_length=1000, description="how many images of each are scored")
+    cells: tuple[Cell, ...] = Field(max_length=MAX_CELLS)
     device: Line
     dtype: Line
-    batch_size: Annotated[int, Field(ge=1)]
-    limit: Annotated[int, Field(ge=1)] | None = None
-    rerank_k: Annotated[int, Field(ge=1)] | None = Field(
+    batch_size: Count
+    limit: Count | None = None
+    rerank_k: Count | None = Field(
         default=None, description="how many items of each query a second stage ordered; None where there is one stage"
     )
     isolation: Line
-    data_dirs: dict[Line, Line] = {}
-    command: Annotated[str, StringConstraints(max_length=4000)] = ""
+    data_dirs: dict[Line, Line] = Field(default={}, max_length=1000)
+    command: Command = ""
     environment: Environment
 
     @field_validator("data_dirs")
@@ -303,12 +326,12 @@ def read_json(path: Path, model: type[Model]) -> Model:
     if len(raw) > MAX_JSON_BYTES:
         raise InputError(f"{path} is larger than {MAX_JSON_BYTES} bytes; expected a {model.__name__}.")
     try:
-        contents = json.loads(raw, object_pairs_hook=_unique_keys, parse_constant=_no_constants)
-        return model.model_validate(contents)
+        json.loads(raw, object_pairs_hook=_unique_keys, parse_constant=_no_constants)
+        return model.model_validate_json(raw, strict=True)
     except ValidationError as error:
-        raise InputError(f"{path}: {describe_validation(error)}") from None
+        raise InputError(f"{path}: {without_control(describe_validation(error))[:1000]}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}.") from None
+        raise InputError(f"{path} is not valid JSON: {str(error)[:1000]}.") from None
 
 
 def to_json(model: BaseModel) -> bytes:

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
-from bench.records import Environment, Estimate, Finite, Line, Sha256, Strict
+from bench.records import Amount, Command, Count, Environment, Estimate, Finite, Line, NotNegative, Sha256, Strict
 
 Stage = Literal["encode", "search", "fetch", "rerank", "end_to_end"]
 Kernel = Literal["gemm", "stream"]
-Count = Annotated[int, Field(ge=1)]
-Amount = Annotated[int, Field(ge=0)]
+
+
+def _in_order(estimate: Estimate) -> Estimate:
+    """The estimate, if its interval has its ends the right way round; no evidence says so, as that of a cell does."""
+    if estimate.low > estimate.high:
+        raise ValueError("the low end of the interval is above the high one")
+    return estimate
+
+
+Ordered = Annotated[Estimate, AfterValidator(_in_order)]
 
 
 def usual_folder(label: str, fingerprint: str) -> str:
@@ -27,10 +35,17 @@ class Latency(Strict):
     """Percentiles of the milliseconds of one call; None where there were too few calls for one."""
 
     n_calls: Count
-    p50_ms: Finite | None
-    p90_ms: Finite | None
-    p95_ms: Finite | None
-    p99_ms: Finite | None
+    p50_ms: NotNegative | None
+    p90_ms: NotNegative | None
+    p95_ms: NotNegative | None
+    p99_ms: NotNegative | None
+
+    @model_validator(mode="after")
+    def _rises(self) -> Latency:
+        known = [value for value in (self.p50_ms, self.p90_ms, self.p95_ms, self.p99_ms) if value is not None]
+        if known != sorted(known):
+            raise ValueError("a percentile is below a lower one")
+        return self
 
 
 class Reference(Strict):
@@ -39,8 +54,8 @@ class Reference(Strict):
     kernel: Kernel
     work: Count = Field(description="floating-point operations, or bytes read, of one call")
     n_calls: Count
-    median_ms: Finite
-    spread: Finite = Field(description="interquartile range, as a share of the median")
+    median_ms: NotNegative
+    spread: NotNegative = Field(description="interquartile range, as a share of the median")
 
 
 class Served(Strict):
@@ -48,10 +63,10 @@ class Served(Strict):
 
     batch_size: Count
     stages: dict[Stage, Latency]
-    relative: dict[Stage, Finite] = Field(
+    relative: dict[Stage, NotNegative] = Field(
         description="median over a reference's: of search and fetch over the sum's, of others over the product's"
     )
-    queries_per_s: Finite = Field(description="of one client that waits for each answer")
+    queries_per_s: NotNegative = Field(description="of one client that waits for each answer")
 
 
 class Encoding(Strict):
@@ -60,7 +75,7 @@ class Encoding(Strict):
     tower: Literal["images", "texts"]
     batch_size: Count
     latency: Latency
-    relative: Finite = Field(description="median over that of the matrix product")
+    relative: NotNegative = Field(description="median over that of the matrix product")
 
 
 class Gallery(Strict):
@@ -89,13 +104,13 @@ class Index(Strict):
     """How it is searched."""
 
     factory: Line = Field(description="faiss's name of the index")
-    search: dict[Line, Amount] = Field(description="nprobe, ef and k_factor, where they apply")
+    search: dict[Line, Amount] = Field(max_length=10, description="nprobe, ef and k_factor, where they apply")
     device: Line
     n_bytes: Count
     sha256: Sha256 = Field(description="of the file")
     mapped: bool = Field(description="whether the file is memory-mapped rather than read")
-    train_s: Finite
-    add_s: Finite = Field(description="seconds to add all vectors; drawing and comparing them is not in it")
+    train_s: NotNegative
+    add_s: NotNegative = Field(description="seconds to add all vectors; drawing and comparing them is not in it")
     build_peak_bytes: Amount = Field(description="the harness's largest resident memory while building")
 
 
@@ -104,9 +119,9 @@ class Recall(Strict):
 
     k: Count
     n_queries: Count
-    overlap: Estimate = Field(description="share of the exact k best that were found")
-    hits: Estimate = Field(description="share of queries with one of their own images among the k found")
-    hits_exact: Estimate = Field(description="the same by exact search")
+    overlap: Ordered = Field(description="share of the exact k best that were found")
+    hits: Ordered = Field(description="share of queries with one of their own images among the k found")
+    hits_exact: Ordered = Field(description="the same by exact search")
 
 
 class Costs(Strict):
@@ -142,16 +157,18 @@ class TimingRecord(Strict):
     gallery: Gallery
     index: Index
     recall: Recall
-    served: tuple[Served, ...]
-    encodings: tuple[Encoding, ...]
-    echo: tuple[Encoding, ...] = Field(description="a submission that computes nothing, with vectors as large")
-    cold_ms: dict[Stage, Finite] = Field(description="the first query, files dropped from the page cache")
-    load_s: Finite
-    open_s: Finite
+    served: tuple[Served, ...] = Field(max_length=100)
+    encodings: tuple[Encoding, ...] = Field(max_length=100)
+    echo: tuple[Encoding, ...] = Field(
+        max_length=100, description="a submission that computes nothing, with vectors as large"
+    )
+    cold_ms: dict[Stage, NotNegative] = Field(description="the first query, files dropped from the page cache")
+    load_s: NotNegative
+    open_s: NotNegative
     references: dict[Kernel, Reference]
     costs: Costs
-    flags: tuple[Line, ...] = ()
-    command: Annotated[str, Field(max_length=4000)] = ""
+    flags: tuple[Line, ...] = Field(default=(), max_length=100)
+    command: Command = ""
     environment: Environment
 
     @property
@@ -172,12 +189,12 @@ class Point(Strict):
     """One index with one setting of its parameters."""
 
     factory: Line
-    search: dict[Line, Amount]
+    search: dict[Line, Amount] = Field(max_length=10)
     n_bytes: Count
-    build_s: Finite
-    overlap: Estimate
+    build_s: NotNegative
+    overlap: Ordered
     latency: Latency
-    relative: Finite = Field(description="median over that of a streaming sum")
+    relative: NotNegative = Field(description="median over that of a streaming sum")
     best: bool = Field(description="whether no other point is both faster and as exact")
 
 
@@ -192,10 +209,10 @@ class Sweep(Strict):
     device: Line
     k: Count
     gallery: Gallery
-    points: tuple[Point, ...]
+    points: tuple[Point, ...] = Field(max_length=1000)
     references: dict[Kernel, Reference]
-    flags: tuple[Line, ...] = ()
-    command: Annotated[str, Field(max_length=4000)] = ""
+    flags: tuple[Line, ...] = Field(default=(), max_length=100)
+    command: Command = ""
     environment: Environment
 
 
@@ -204,7 +221,7 @@ class Ratio(Strict):
 
     stage: Stage
     batch_size: Count
-    ratio: Estimate
+    ratio: Ordered
 
 
 class Comparison(Strict):

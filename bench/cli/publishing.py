@@ -100,7 +100,7 @@ def _validate(bundle: Path) -> Results:
         InputError: they do not, or are not.
     """
     from bench.bundle import validate_bundle
-    from bench.locks import check_data, check_suite, find_lock
+    from bench.locks import check_claims, check_data, check_suite, find_lock
 
     found = validate_bundle(bundle)
     suite = found.manifest.suite
@@ -108,6 +108,7 @@ def _validate(bundle: Path) -> Results:
     if lock is None:
         raise InputError(f"{bundle} is of {suite}, which is no frozen suite; `rove list suites` shows which are.")
     check_suite(suite, found.manifest.suite_id)
+    check_claims(lock, found.records)
     difference = check_data(lock, found.records)
     if difference:
         raise InputError(f"{bundle}: {difference}")

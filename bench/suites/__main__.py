@@ -172,6 +172,7 @@ def _describe_change(cells: Sequence[Cell]) -> Change:
         summary=made_by.summary,
         strengths=strengths,
         unit=made_by.unit if isinstance(made_by, Attack) else "severity",
+        access=made_by.access if isinstance(made_by, Attack) else "",
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,13 +16,15 @@ from made_timings import timing_of
 
 from bench.bundle import find_timings, make_bundle, read_results, validate_bundle
 from bench.errors import IncompleteError, InputError, UsageError
-from bench.evidence import Evidence, pack_evidence, read_evidence
+from bench.evidence import MAX_ROWS, MAX_VALUES, Evidence, pack_evidence, read_evidence
 from bench.metrics import Ranks
-from bench.records import RunManifest, read_json, to_json
+from bench.records import Record, RunManifest, read_json, to_json
 from bench.run import RunResult
+from bench.scoring import find_flags, score_evidence
 from bench.store import sha256_of
 from bench.suites import Suite
 from bench.timing_records import TimingRecord
+from bench.types import Direction
 
 
 @pytest.fixture
@@ -151,22 +155,137 @@ def test_empty_places_in_evidence_are_an_input_error(finished_run: RunResult, tm
         read_evidence(tmp_path / "altered.parquet")
 
 
+def later_by_one(part: Evidence) -> Evidence:
+    """The best query's positives one place further behind, and another item in front: nothing contradicts itself."""
+    query = int(np.argmin(part.ranks.best))
+    later = part.rows == query
+    stranger = np.setdiff1d(np.arange(24), [*part.items[later], *part.top[query]])[0]
+    top = part.top.copy()
+    top[query] = [stranger, *top[query, :-1]]
+    ranks = Ranks(part.ranks.offsets, part.ranks.pessimistic + later, part.ranks.optimistic + later)
+    return Evidence(part.queries, part.images, ranks, part.items, top)
+
+
+def positives(part: Evidence) -> list[np.ndarray]:
+    return np.split(part.items, part.ranks.offsets[1:-1])
+
+
+def ranks_of_others(part: Evidence) -> Evidence:
+    ranks = Ranks(part.ranks.offsets, part.ranks.pessimistic + 1, part.ranks.optimistic + 1)
+    return Evidence(part.queries, part.images, ranks, part.items, part.top)
+
+
+def best_item_twice(part: Evidence) -> Evidence:
+    top = part.top.copy()
+    top[0, 1] = top[0, 0]
+    return Evidence(part.queries, part.images, part.ranks, part.items, top)
+
+
+def without_a_query(part: Evidence) -> Evidence:
+    """As a cheat would who leaves out what it finds worst."""
+    kept = np.arange(len(part.queries)) != np.argmax(part.ranks.best)
+    pairs = kept[part.rows]
+    offsets = np.append(0, np.cumsum(part.ranks.n_positives[kept]))
+    ranks = Ranks(offsets, part.ranks.pessimistic[pairs], part.ranks.optimistic[pairs])
+    return Evidence(part.queries[kept], part.images[kept], ranks, part.items[pairs], part.top[kept])
+
+
+def with_other_positive(part: Evidence) -> Evidence:
+    """The first query's best item, whatever it is, in the place of its own: all else follows from it."""
+    items, ranks = part.items.copy(), part.ranks.pessimistic.copy()
+    worst = int(np.argmax(part.ranks.best))
+    place = part.ranks.offsets[worst]
+    items[place], ranks[place] = part.top[worst, 0], 1
+    images = part.images.copy()
+    images[worst] = items[place] if part.images[worst] != part.queries[worst] else images[worst]
+    return Evidence(part.queries, images, Ranks(part.ranks.offsets, ranks, ranks), items, part.top)
+
+
+def on_another_image(part: Evidence) -> Evidence:
+    """Queries counted to one image: fewer independent ones than there are, or more."""
+    return Evidence(part.queries, np.zeros_like(part.images), part.ranks, part.items, part.top)
+
+
+def rank_behind_all(part: Evidence) -> Evidence:
+    ranks = part.ranks.pessimistic.copy()
+    ranks[-1] = 1000
+    return Evidence(part.queries, part.images, Ranks(part.ranks.offsets, ranks, ranks), part.items, part.top)
+
+
+def item_of_nobody(part: Evidence) -> Evidence:
+    items = part.items.copy()
+    items[np.argmax(part.ranks.pessimistic)] = 10_000
+    return Evidence(part.queries, part.images, part.ranks, items, part.top)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (ranks_of_others, "best items stand"),
+        (best_item_twice, "different ones"),
+        (without_a_query, "each once and in order"),
+        (with_other_positive, "other pairs as right"),
+        (on_another_image, "another image"),
+        (rank_behind_all, "behind more items"),
+        (item_of_nobody, "outside 0 to"),
+    ],
+)
+def test_evidence_that_no_ranking_leaves_is_refused_though_its_metrics_follow(
+    bundle: Path, suite: Suite, change: Callable[[Evidence], Evidence], match: str
+) -> None:
+    forge(bundle, suite.cells[1].slug, "t2i", change, with_metrics=True)
+    with pytest.raises(InputError, match=match):
+        validate_bundle(bundle)
+
+
 def test_altered_evidence_is_refused_even_with_a_new_hash(bundle: Path, suite: Suite) -> None:
-    stem = bundle / "cells" / suite.cells[1].slug
-    evidence = read_evidence(stem.with_suffix(".parquet"))
-    part = evidence["t2i"]
-    first = Ranks(part.ranks.offsets, part.ranks.places + 1, part.ranks.places + 1)
-    evidence["t2i"] = Evidence(part.queries, part.images, first, part.items, part.top)
-    stem.with_suffix(".parquet").write_bytes(pack_evidence(evidence))
-    record = json.loads(stem.with_suffix(".json").read_text())
-    record["evidence_sha256"] = sha256_of(stem.with_suffix(".parquet"))
-    stem.with_suffix(".json").write_text(json.dumps(record))
-    reseal(bundle)
+    forge(bundle, suite.cells[1].slug, "t2i", later_by_one, with_metrics=False)
     with pytest.raises(InputError, match="its evidence gives"):
         validate_bundle(bundle)
 
 
-@pytest.mark.parametrize("damage", ["flip", "extra", "missing", "link"])
+def test_a_cell_cannot_count_other_pairs_as_right_than_the_others_do(bundle: Path, suite: Suite) -> None:
+    """Two captions change their places in both directions, so that the cell agrees with itself."""
+    stem = bundle / "cells" / suite.cells[1].slug
+    owners = positives(read_evidence(stem.with_suffix(".parquet"))["t2i"])
+    other = next(i for i, own in enumerate(owners) if not np.array_equal(own, owners[0]))
+    order = np.arange(len(owners))
+    order[[0, other]] = other, 0
+
+    def swap_queries(part: Evidence) -> Evidence:
+        pairs = np.concatenate([np.flatnonzero(part.rows == query) for query in order])
+        offsets = np.append(0, np.cumsum(part.ranks.n_positives[order]))
+        ranks = Ranks(offsets, part.ranks.pessimistic[pairs], part.ranks.optimistic[pairs])
+        return Evidence(part.queries, part.images[order], ranks, part.items[pairs], part.top[order])
+
+    def swap_items(part: Evidence) -> Evidence:
+        places = order.astype(np.int32)
+        return Evidence(part.queries, part.images, part.ranks, places[part.items], places[part.top])
+
+    forge(bundle, suite.cells[1].slug, "t2i", swap_queries, with_metrics=True)
+    forge(bundle, suite.cells[1].slug, "i2t", swap_items, with_metrics=True)
+    with pytest.raises(InputError, match="than its collection's cells"):
+        validate_bundle(bundle)
+
+
+def forge(
+    bundle: Path, slug: str, direction: Direction, change: Callable[[Evidence], Evidence], with_metrics: bool
+) -> None:
+    """Other evidence of one direction, with all hashes, and the metrics too if asked, made to fit."""
+    stem = bundle / "cells" / slug
+    evidence = read_evidence(stem.with_suffix(".parquet"))
+    evidence[direction] = change(evidence[direction])
+    stem.with_suffix(".parquet").write_bytes(pack_evidence(evidence))
+    record = read_json(stem.with_suffix(".json"), Record)
+    found = {"evidence_sha256": sha256_of(stem.with_suffix(".parquet"))}
+    if with_metrics:
+        metrics = score_evidence(evidence, record.data.n_images)
+        found |= {"metrics": metrics, "flags": find_flags(evidence)}
+    stem.with_suffix(".json").write_bytes(to_json(record.model_copy(update=found)))
+    reseal(bundle)
+
+
+@pytest.mark.parametrize("damage", ["flip", "extra", "missing", "link", "hidden", "folder", "pipe", "large"])
 def test_damaged_files_are_refused(bundle: Path, suite: Suite, damage: str) -> None:
     path = bundle / "cells" / f"{suite.cells[0].slug}.parquet"
     if damage == "flip":
@@ -175,11 +294,124 @@ def test_damaged_files_are_refused(bundle: Path, suite: Suite, damage: str) -> N
         (bundle / "cells" / "notes.html").write_text("<script>")
     elif damage == "missing":
         path.unlink()
-    else:
+    elif damage == "link":
         path.rename(bundle.parent / "elsewhere.parquet")
         path.symlink_to(bundle.parent / "elsewhere.parquet")
-    with pytest.raises(InputError):
+    elif damage == "hidden":
+        (bundle / ".git").write_bytes(b"")
+    elif damage == "folder":
+        (bundle / "cells" / "more").mkdir()
+    elif damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        with path.open("ab") as file:
+            file.truncate(65 << 20)
+    with pytest.raises(InputError, match=str(bundle)):
         validate_bundle(bundle)
+
+
+def test_too_many_files_are_refused_before_any_is_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.bundle.MAX_FILES", 10)
+    monkeypatch.setattr("bench.bundle.read_json", None)
+    with pytest.raises(InputError, match="at most 10 files"):
+        validate_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["../run.json", "/etc/passwd", "cells\\x.json", "cells/X.json", "./run.json", ""])
+def test_an_index_names_nothing_but_files_of_a_bundle(bundle: Path, name: str) -> None:
+    index = json.loads((bundle / "bundle.json").read_text())
+    index["files"][name] = "0" * 64
+    (bundle / "bundle.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"bundle\.json"):
+        validate_bundle(bundle)
+
+
+def test_only_attacks_can_be_skipped(bundle: Path, suite: Suite) -> None:
+    stem = bundle / "cells" / suite.cells[2].slug
+    skip(stem, "a shift that costs points")
+    with pytest.raises(InputError, match="it can be scored"):
+        validate_bundle(bundle)
+
+
+def skip(stem: Path, reason: str) -> None:
+    """Turns a bundle's scored cell into a skipped one."""
+    record = read_json(stem.with_suffix(".json"), Record)
+    kept = record.model_dump(include={"cell", "family", "key"})
+    stem.with_suffix(".json").write_bytes(
+        to_json(Record.model_validate({**kept, "status": "skipped", "reason": reason}))
+    )
+    stem.with_suffix(".parquet").unlink()
+    bundle = stem.parents[1]
+    index = json.loads((bundle / "bundle.json").read_text())
+    index["files"].pop(f"cells/{stem.name}.parquet", None)
+    (bundle / "bundle.json").write_text(json.dumps(index))
+    reseal(bundle)
+
+
+@pytest.mark.parametrize("family", ["clean", "", "noise_attack", "domain"])
+def test_one_shift_is_of_one_family(bundle: Path, suite: Suite, family: str) -> None:
+    path = bundle / "cells" / f"{suite.cells[2].slug}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"family": family}))
+    reseal(bundle)
+    with pytest.raises(InputError, match="counted as"):
+        validate_bundle(bundle)
+
+
+@pytest.mark.parametrize("text", ["\u202egnp.exe", "\u2066x", "\x1b[31m", "a\x00b", "x" * 3000])
+def test_a_title_cannot_steer_a_page_or_a_terminal(bundle: Path, text: str) -> None:
+    run = json.loads((bundle / "run.json").read_text())
+    run["submission"]["title"] = text
+    (bundle / "run.json").write_text(json.dumps(run))
+    reseal(bundle)
+    with pytest.raises(InputError, match=r"submission\.title") as caught:
+        validate_bundle(bundle)
+    assert text not in str(caught.value)
+
+
+def test_what_a_program_said_is_kept_without_its_escape_codes(finished_run: RunResult, tmp_path: Path) -> None:
+    failed = finished_run.records[0].model_copy(update={"status": "crash", "reason": "\x1b[31mKilled\x1b[0m\r\n\u202e"})
+    (tmp_path / "record.json").write_bytes(to_json(failed))
+    assert read_json(tmp_path / "record.json", Record).reason == "\ufffd[31mKilled\ufffd[0m\ufffd\n\ufffd"
+
+
+@pytest.mark.parametrize(("value", "is_right"), [("3", False), (True, False), (3.0, False), (2**63, False), (3, True)])
+def test_numbers_are_numbers(bundle: Path, value: object, is_right: bool) -> None:
+    run = json.loads((bundle / "run.json").read_text())
+    (bundle / "run.json").write_text(json.dumps(run | {"batch_size": value}))
+    reseal(bundle)
+    if is_right:
+        validate_bundle(bundle)
+    else:
+        with pytest.raises(InputError, match="batch_size"):
+            validate_bundle(bundle)
+
+
+@pytest.mark.parametrize("bomb", ["rows", "values", "names", "words", "liar"])
+def test_a_small_file_cannot_unpack_to_a_large_table(finished_run: RunResult, tmp_path: Path, bomb: str) -> None:
+    table = pq.read_table(finished_run.folder / "cells" / f"{finished_run.records[0].cell.slug}.parquet")
+    if bomb == "rows":
+        table = table.take(pa.array(np.zeros(MAX_ROWS + 1, np.int32)))
+    elif bomb == "values":
+        long = pa.array([np.zeros(MAX_VALUES + 1, np.int32)], pa.list_(pa.int32()))
+        table = table.slice(0, 1).set_column(3, "items", long)
+    elif bomb == "names":
+        table = table.rename_columns(["x" * 100_000, *table.schema.names[1:]])
+    elif bomb == "words":
+        table = table.set_column(0, "direction", pa.array(["t2i" * 50_000] * len(table)))
+    else:
+        long = pa.array([np.zeros(9_000_000, np.int32)], pa.list_(pa.int32()))
+        table = table.slice(0, 1).set_column(3, "items", long)
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(table, path, compression="zstd")
+    if bomb == "liar":
+        say_one_value(path, 9_000_000)
+    assert path.stat().st_size < 1 << 20
+    before = pa.total_allocated_bytes()
+    with pytest.raises(InputError, match=r"bomb\.parquet") as caught:
+        read_evidence(path)
+    assert len(str(caught.value)) < 2_000
+    assert pa.total_allocated_bytes() - before < 16 << 20
 
 
 @pytest.mark.parametrize(
@@ -277,3 +509,13 @@ def reseal(bundle: Path) -> None:
     index = json.loads((bundle / "bundle.json").read_text())
     index["files"] = {name: sha256_of(bundle / name) for name in index["files"]}
     (bundle / "bundle.json").write_text(json.dumps(index))
+
+
+def say_one_value(path: Path, n_values: int) -> None:
+    """Makes the footer say 1 where it says `n_values`, in as many bytes: Thrift's numbers may be padded."""
+    raw = path.read_bytes()
+    at = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    stated = bytes([*((n_values * 2 >> shift) & 127 | 128 for shift in (0, 7, 14)), n_values * 2 >> 21])
+    assert stated in raw[at:]
+    path.write_bytes(raw[:at] + raw[at:].replace(stated, b"\x82\x80\x80\x00"))
+    assert pq.ParquetFile(path).metadata.row_group(0).column(3).num_values == 1

@@ -47,7 +47,7 @@ def test_every_command_has_help(command: str) -> None:
         ("shifts", "typo_keyboard"),
         ("attacks", "sga"),
         ("datasets", "flickr30k"),
-        ("suites", "flickr8k-core-v1-draft"),
+        ("suites", "flickr8k-core-v1"),
     ],
 )
 def test_list_is_data_on_stdout(kind: str, name: str) -> None:
@@ -131,7 +131,7 @@ def test_a_scaffold_passes_check_and_runs(tmp_path: Path, suite_file: Path) -> N
     assert checked.returncode == 0, checked.stderr
     report = json.loads(checked.stdout)
     assert report["passed"]
-    assert report["suite_seconds"]["flickr8k-core-v1-draft"] > 0
+    assert report["suite_seconds"]["flickr8k-core-v1"] > 0
     again = rove("new", "my-model", "--output", tmp_path / "mine")
     assert (again.returncode, "exists" in again.stderr) == (2, True)
     done = rove("run", tmp_path / "mine", "--suite", suite_file, "--limit", "8", "--output", tmp_path / "run")
@@ -171,8 +171,8 @@ def test_dry_run_writes_nothing(toys: Path, suite_file: Path, tmp_path: Path) ->
 
 
 def test_a_suite_is_found_by_every_name_that_is_shown() -> None:
-    for name in ("demo", "demo-core", "demo-v1", "demo-core-v1", "demo-core-v1-draft"):
-        assert json.loads(rove("describe", name, "--json").stdout)["suite"]["label"] == "demo-core-v1-draft"
+    for name in ("demo", "demo-core", "demo-v1", "demo-core-v1"):
+        assert json.loads(rove("describe", name, "--json").stdout)["suite"]["label"] == "demo-core-v1"
 
 
 def test_failed_cells_exit_with_5(toys: Path, suite_file: Path, tmp_path: Path) -> None:

@@ -1,0 +1,129 @@
+"""What the tests of the site share: a built site, one browser, and pages that fail their test for any complaint."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_boards import made_board
+from made_timings import timing_of
+from opened_pages import OpenPage, find_violations, listen
+
+from bench.bundle import make_bundle
+from bench.records import Check, CurvePoint, Estimate
+from bench.run import RunResult
+from leaderboard.boards import Board, Boards, Unranked
+from leaderboard.entries import Attacked, Summarised, read_entry, read_reference
+from leaderboard.site import write_site
+
+N_ROWS = 12
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium; the test is skipped where it, or Playwright, is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs Chromium on the PATH")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="session")
+def real_bundle(finished_run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of the toy `colours` over the small suite; to be read only."""
+    return make_bundle(finished_run.folder, tmp_path_factory.mktemp("real") / "bundle", overwrite=False)
+
+
+@pytest.fixture(scope="session")
+def made_site(real_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a site of 12 made rows, with attacks, timings, an unranked and a rejected bundle; read only."""
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROVE_CACHE", str(folder / "cache"))
+        board = made_board(
+            attacked_and_timed(read_entry(real_bundle, read_reference(real_bundle))), N_ROWS, real_bundle
+        )
+        write_site(
+            Boards((with_asides(board),), (("bad-bundle", "cells/a.json: status: Field required."),)), folder / "site"
+        )
+    return folder / "site"
+
+
+@pytest.fixture
+def open_page(request: pytest.FixtureRequest, browser: Any) -> Iterator[OpenPage]:
+    """Opens pages; at its end the test fails for what any of them complained of or asked the network for."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_one(path: Path | str, width: int = 1440, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        listen(page, complaints)
+        page.goto(_url_of(path, request), wait_until="load")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert not complaints
+
+
+@pytest.fixture(scope="session")
+def attacked() -> Callable[[Summarised], Summarised]:
+    """`attacked_and_timed`, for the tests that make boards of their own."""
+    return attacked_and_timed
+
+
+@pytest.fixture
+def axe() -> Callable[[Any], list[str]]:
+    """`find_violations`, for the tests of the pages."""
+    return find_violations
+
+
+def _url_of(path: Path | str, request: pytest.FixtureRequest) -> str:
+    if str(path).startswith("file:"):
+        return str(path)
+    place, rest = re.fullmatch(r"([^?#]*)(.*)", str(path), re.DOTALL).groups()
+    folder = Path("/") if place.startswith("/") else request.getfixturevalue("made_site")
+    return (folder / place).as_uri() + rest
+
+
+def attacked_and_timed(real: Summarised) -> Summarised:
+    """A timing, and an attack with a curve in both directions, added to an entry whose suite has none."""
+    entry = real.entry
+    clean = entry.scores[0]
+    cell = clean.cell.model_copy(update={"shift": "pgd:4", "threat_model": "query", "n_images": 24})
+    half, tenth = Estimate(value=0.5, low=0.4, high=0.6), Estimate(value=0.1, low=0.05, high=0.15)
+    attacks = tuple(
+        Attacked(
+            cell=cell,
+            direction=direction,
+            budget=4,
+            unit="levels of 255",
+            n_images=24,
+            clean=half,
+            attacked=tenth,
+            asr=Estimate(value=0.8, low=0.7, high=0.9),
+            verdict=verdict,
+            checks=(Check(name="budget", passed=True, detail="largest change 4 of 4 levels"),),
+            curve=tuple(CurvePoint(budget=b, hit_1=0.5 / (1 + b), asr_hits=1 - 1 / (1 + b)) for b in (0, 1, 2, 4, 8)),
+        )
+        for direction, verdict in (("t2i", "reliable"), ("i2t", "unreliable: a larger budget does less"))
+    )
+    changes = {"attacks": attacks, "timings": (timing_of(entry.manifest),), "skipped": {"scenes/test typo": "no text"}}
+    return real._replace(entry=entry.model_copy(update=changes))
+
+
+def with_asides(board: Board) -> Board:
+    """With a submission that is not ranked."""
+    return replace(board, unranked=(Unranked("half-done", "lacks 3 of 9 cells"),))
