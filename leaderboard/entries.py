@@ -22,8 +22,8 @@ from pydantic import Field, ValidationError
 from bench.bundle import Results, check_files, validate_bundle
 from bench.errors import InputError
 from bench.evidence import Evidence
-from bench.metrics import hit, mce, worst_decile_terms
 from bench.locks import check_claims, check_data, find_lock
+from bench.metrics import hit, mce, worst_decile_terms
 from bench.records import (
     Cell,
     Check,

@@ -59,6 +59,16 @@ class Script(NamedTuple):
         return f"(window.rove ||= {{}}).{self.name} = {safe};\n"
 
 
+class File(NamedTuple):
+    """A text file to be written as it is; its path is from the site's folder."""
+
+    path: str
+    content: str
+
+
+Part = Page | Script | File
+
+
 class Figure(NamedTuple):
     """A value and its 95 % interval, as text; both empty where there is none."""
 

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from bench.store import new_folder
 from leaderboard.boards import Board, Boards, read_boards
-from leaderboard.pages import about, attacks, compare, plots, shifts, submission, table, weights
-from leaderboard.rendering import Page, Script, make_environment
+from leaderboard.pages import about, attacks, compare, downloads, plots, shifts, submission, table, weights
+from leaderboard.rendering import File, Page, Part, Script, make_environment
 
 MARKER = "index.html"
 _STATIC = Path(__file__).parent / "static"
-_PARTS: tuple[Callable[[Board], Iterator[Page | Script]], ...] = (
+_PARTS: tuple[Callable[[Board], Iterator[Part]], ...] = (
     table.parts,
+    downloads.parts,
     plots.parts,
     shifts.parts,
     attacks.parts,
@@ -66,17 +67,23 @@ def write_site(found: Boards, folder: Path) -> None:
 
 
 class _Writer:
-    """Writes pages and scripts."""
+    """Writes pages, scripts and files."""
 
     def __init__(self, found: Boards, folder: Path) -> None:
         self._found, self._folder = found, folder
         self._environment = make_environment()
 
-    def __call__(self, board: Board | None, part: Page | Script) -> None:
+    def __call__(self, board: Board | None, part: Part) -> None:
         path = self._folder / part.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(part.text() if isinstance(part, Script) else self._render(board, part), encoding="utf-8")
+        path.write_text(self._text(board, part), encoding="utf-8")
 
-    def _render(self, board: Board | None, page: Page) -> str:
-        template = self._environment.get_template(page.template)
-        return template.render(page.context, site=self._found, board=board, page=page)
+    def _text(self, board: Board | None, part: Part) -> str:
+        match part:
+            case Script():
+                return part.text()
+            case File():
+                return part.content
+            case Page():
+                template = self._environment.get_template(part.template)
+                return template.render(part.context, site=self._found, board=board, page=part)

@@ -57,12 +57,15 @@ def list_presets(families: Sequence[str]) -> list[Preset]:
 def pack(resamples: Sequence[Resamples], measure: Measure) -> str:
     """The first N_RESAMPLES resamples, row by row and family by family, as base64 of little-endian int16 over SCALE.
 
-    The share lost is negative where a shift helps; what lies outside of +-3.2 is cut off there.
+    The share lost is negative where a shift helps; what lies outside of +-3.2 is cut off there. It is undefined (NaN) in
+    a resample in which nothing was found without a shift: there the mean of the other resamples stands in for it.
     """
     table: Float[np.ndarray, "n_rows n_families n_kept"] = np.stack(
         [getattr(of, measure)[:, :N_RESAMPLES] for of in resamples]
-    )
-    steps = np.clip(np.rint(table.astype(np.float64) * SCALE), -32_000, 32_000)
+    ).astype(np.float64)
+    if np.isnan(table).any():
+        table = np.where(np.isnan(table), np.nanmean(table, axis=2, keepdims=True), table)
+    steps = np.clip(np.rint(table * SCALE), -32_000, 32_000)
     return base64.b64encode(steps.astype("<i2").tobytes()).decode("ascii")
 
 

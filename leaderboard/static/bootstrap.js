@@ -108,7 +108,8 @@
   async function drawWeights(nImages, key, report = () => {}) {
     const weights = new Uint8Array(N_RESAMPLES * nImages);
     const philox = new Philox(key);
-    await inSlices(N_RESAMPLES, report, (row) => countDraws(philox, weights.subarray(row * nImages, (row + 1) * nImages)));
+    const rowOf = (row) => weights.subarray(row * nImages, (row + 1) * nImages);
+    await inSlices(N_RESAMPLES, report, (row) => countDraws(philox, rowOf(row)));
     return weights;
   }
 

@@ -193,7 +193,8 @@
     const overall = families.length ? [averageLines(SHOWN.overall, families.map((family) => family.mean))] : [];
     [lines, families.map((family) => family.mean), overall].forEach(compareLines);
     const others = (kind) => ({ name: SHOWN[kind], members: lines.filter(({ cell }) => cell.group === kind) });
-    const groups = [...overall.map((line) => ({ mean: line, members: [] })), others("clean"), ...families, others("attacks")];
+    const means = overall.map((line) => ({ mean: line, members: [] }));
+    const groups = [...means, others("clean"), ...families, others("attacks")];
     return {
       ids,
       groups: groups.filter((found) => found.mean || found.members.length),
@@ -348,7 +349,8 @@
   }
 
   function drawLine(line, scale, kind, note) {
-    const title = element("th", { class: "cell", scope: "row" }, line.title, note && element("span", { class: "ci" }, note));
+    const below = note && element("span", { class: "ci" }, note);
+    const title = element("th", { class: "cell", scope: "row" }, line.title, below);
     const cells = line.scores.flatMap((score, index) => [
       drawFigure(percent(score.value), score.ends?.map(percent), index ? "starts" : ""),
       ...(index ? drawPair(line.pairs[index - 1], scale) : []),
@@ -373,14 +375,16 @@
   }
 
   function drawFigure(value, ends, kind = "") {
-    return element("td", { class: kind }, value, element("span", { class: "ci" }, ends ? ends.join(" to ") : "undefined"));
+    const below = element("span", { class: "ci" }, ends ? ends.join(" to ") : "undefined");
+    return element("td", { class: kind }, value, below);
   }
 
   /** A dot with its interval over 0 and the margin; the text beside it says the same. */
   function drawForest({ value, ends }, verdict, scale) {
     const at = (fraction) => 50 + (50 * fraction) / scale;
     const margin = Math.min(state.margin / 100, scale);
-    const plot = drawn("svg", { class: `forest ${verdict}`, viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": true });
+    const frame = { viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": true };
+    const plot = drawn("svg", { class: `forest ${verdict}`, ...frame });
     plot.append(
       drawn("rect", { class: "margin", x: at(-margin), width: at(margin) - at(-margin), y: 0, height: 20 }),
       drawn("line", { class: "zero", x1: 50, x2: 50, y1: 0, y2: 20, "vector-effect": "non-scaling-stroke" }),
@@ -415,7 +419,8 @@
     const families = groups.filter((found) => found.mean && found.members.length);
     const before = groups.slice(0, groups.indexOf(families[0]));
     const after = groups.slice(before.length + families.length);
-    const sorted = sortLines(families.map((found) => found.mean)).map((line) => families.find((found) => found.mean === line));
+    const familyOf = new Map(families.map((found) => [found.mean, found]));
+    const sorted = sortLines([...familyOf.keys()]).map((line) => familyOf.get(line));
     return families.length ? [...before, ...sorted, ...after] : groups;
   }
 
@@ -435,7 +440,8 @@
 
   function download() {
     const blob = new Blob([toCsv()], { type: "text/csv" });
-    const link = element("a", { href: URL.createObjectURL(blob), download: `${compared.ids.join("-vs-")}.csv`.slice(-200) });
+    const name = `${compared.ids.join("-vs-")}.csv`.slice(-200);
+    const link = element("a", { href: URL.createObjectURL(blob), download: name });
     link.click();
     URL.revokeObjectURL(link.href);
   }
@@ -444,19 +450,21 @@
   function toCsv() {
     const head = "suite,level,name,a,other,r1_a,r1_a_low,r1_a_high,r1_other,r1_other_low,r1_other_high";
     const rows = [[...head.split(","), ..."difference,low,high,p,p_holm,margin,verdict".split(",")]];
-    const names = compared.ids.map((id) => rowOfId.get(id).name);
     for (const { mean: meanLine, members } of compared.groups) {
-      const levels = [...(meanLine ? [[members.length ? "family" : "overall", meanLine]] : []), ...members.map((line) => ["cell", line])];
-      for (const [level, line] of levels) {
-        line.pairs.forEach((pair, index) => {
-          const scores = [line.scores[0], line.scores[index + 1]].flatMap((score) => [score.value, ...(score.ends ?? ["", ""])]);
-          const difference = [pair.value, ...(pair.ends ?? ["", ""]), pair.p, pair.adjusted];
-          const tail = [state.margin / 100, judge(pair)];
-          rows.push([board.suite, level, line.title, names[0], names[index + 1], ...scores, ...difference, ...tail]);
-        });
-      }
+      rows.push(...(meanLine ? listFields(members.length ? "family" : "overall", meanLine) : []));
+      rows.push(...members.flatMap((line) => listFields("cell", line)));
     }
     return rows.map((row) => row.map(toField).join(",")).join("\r\n") + "\r\n";
+  }
+
+  function listFields(level, line) {
+    const names = compared.ids.map((id) => rowOfId.get(id).name);
+    const withEnds = ({ value, ends }) => [value, ...(ends ?? ["", ""])];
+    return line.pairs.map((pair, index) => [
+      ...[board.suite, level, line.title, names[0], names[index + 1]],
+      ...[line.scores[0], line.scores[index + 1], pair].flatMap(withEnds),
+      ...[pair.p, pair.adjusted, state.margin / 100, judge(pair)],
+    ]);
   }
 
   /** A spreadsheet takes a text that begins like a formula for one: an apostrophe in front keeps it a text. */

@@ -86,7 +86,7 @@
         header: { labelLimit: 150, labelFontSize: 11 },
       },
       spec: {
-        width: Math.max(80, Math.floor((width - 65) / columns) - 14), height: 110,
+        width: Math.max(80, Math.floor((width - 65) / columns) - 20), height: 110,
         layer: [
           {
             mark: { type: "area", opacity: 0.16 },
