@@ -167,6 +167,11 @@ class Data(Strict):
         default=None, description="what a second stage keeps of one image; None where one stage was scored"
     )
 
+    @property
+    def items(self) -> str:
+        """Equal for all that were fed the same, whatever their copy is called and however many stages ranked it."""
+        return digest_of(self.model_dump(exclude={"revision", "token_bytes"}))
+
 
 class Timing(Strict):
     """How long things took; nothing else in a record depends on the machine's speed."""

@@ -26,7 +26,6 @@ from bench.stats import compare as compare_replicates
 from bench.stats import holm, interval
 from bench.types import Direction
 
-
 Replicated = tuple[float, Float[np.ndarray, " n_resamples"]]
 
 
@@ -281,7 +280,7 @@ def compare(a: Results, b: Results, margin: float) -> list[Difference]:
         raise UsageError(f"{a.folder} and {b.folder} have no cell in common; run both on the same suite.")
     found = []
     for ours, theirs in pairs:
-        if not _same_items(ours, theirs):
+        if items_of(ours) != items_of(theirs):
             raise UsageError(f"{ours.cell.id} was scored on other items in {b.folder}; run both on the same data.")
         (value_a, resamples_a), (value_b, resamples_b) = scores_a.of(ours), scores_b.of(theirs)
         found.append((ours.cell.id, value_a, value_b, compare_replicates(value_a, value_b, resamples_a, resamples_b)))
@@ -335,11 +334,11 @@ def _summarise_attack(record: Record) -> AttackSummary:
     )
 
 
-def _same_items(a: Record, b: Record) -> bool:
-    """Whether two records are of the same items; attacked ones were changed for each submission by itself."""
-    if a.data is None or b.data is None:
-        return False
-    return a.data.source_sha256 == b.data.source_sha256 if a.cell.is_attack else a.data == b.data
+def items_of(record: Record) -> str:
+    """Equal for records of the same items; attacked ones were changed for each submission by itself."""
+    if record.data is None:
+        raise InputError(f"{record.cell.id} has the status '{record.status}'; expected ok, with data.")
+    return record.data.source_sha256 if record.cell.is_attack else record.data.items
 
 
 def _mean(parts: Sequence[Replicated]) -> Replicated:

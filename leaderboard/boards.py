@@ -12,7 +12,7 @@ from bench.bundle import INDEX
 from bench.errors import IncompleteError, InputError, RoveError
 from bench.locks import Lock, check_suite, find_lock
 from bench.records import RunManifest, read_json
-from leaderboard.entries import Entry, Hits, Reference, Resamples, read_entry, read_reference
+from leaderboard.entries import Entry, Hits, Reference, Resamples, Summarised, read_entry, read_reference
 from leaderboard.history import CHANGES, Change, Revision, read_history
 from leaderboard.ranking import Standing, rank
 
@@ -34,6 +34,7 @@ class Row:
         id: unique within the board, fit for a file name and a URL.
         entry: its figures.
         resamples: of its families' scores.
+        hits: of every image.
         standing: its place.
         source: its bundle.
     """
@@ -41,6 +42,7 @@ class Row:
     id: str
     entry: Entry
     resamples: Resamples
+    hits: Hits
     standing: Standing
     source: Source
 
@@ -48,10 +50,6 @@ class Row:
     def reproduced(self) -> Change | None:
         """Who ran it again, and how much of it; None if nobody did."""
         return self.source.revision.reproduced if self.source.revision else None
-
-    def read_hits(self) -> Hits:
-        """Every image's hits, from the cache."""
-        return read_entry(self.source.folder).hits
 
 
 class Unranked(NamedTuple):
@@ -157,7 +155,11 @@ def unique_slugs(names: Iterable[str]) -> list[str]:
 
 
 _Suite = tuple[str, str]
-_Found = tuple[Source, Entry, Resamples]
+
+
+class _Found(NamedTuple):
+    source: Source
+    summarised: Summarised
 
 
 def _read_entries(
@@ -174,11 +176,11 @@ def _read_entries(
             rejected.append((source.folder.name, str(error)))
             continue
         try:
-            entry, resamples, _ = read_entry(source.folder, references.of(suite))
-            if entry.unranked:
-                unranked.append((suite, Unranked(entry.label, entry.unranked)))
+            summarised = read_entry(source.folder, references.of(suite))
+            if summarised.entry.unranked:
+                unranked.append((suite, Unranked(summarised.entry.label, summarised.entry.unranked)))
             else:
-                entries.append((suite, (source, entry, resamples)))
+                entries.append((suite, _Found(source, summarised)))
         except IncompleteError as error:
             unranked.append((suite, Unranked(manifest.label, str(error))))
         except RoveError as error:
@@ -216,32 +218,31 @@ def _same_items(found: Sequence[_Found], lock: Lock | None) -> tuple[list[_Found
 
     A lock states the items of collections that Rove renders; what photos a copy of the others held, only runs can say.
     """
-    reference = next((entry for _, entry, _ in found if lock and entry.label == lock.reference), None)
+    entries = [one.summarised.entry for one in found]
+    reference = next((entry for entry in entries if lock and entry.label == lock.reference), None)
     alike: list[_Found] = []
     strangers: list[Unranked] = []
-    for one in found:
-        reference = reference or one[1]
-        cell = _first_difference(one[1], reference)
+    for one, entry in zip(found, entries, strict=True):
+        reference = reference or entry
+        cell = _first_difference(entry, reference)
         if cell:
-            strangers.append(Unranked(one[1].label, f"was fed other items than {reference.label} in {cell}"))
+            strangers.append(Unranked(entry.label, f"was fed other items than {reference.label} in {cell}"))
         else:
             alike.append(one)
     return alike, strangers
 
 
 def _first_difference(entry: Entry, reference: Entry) -> str:
-    pairs = zip(entry.scores, reference.scores, strict=True)
-    return next((ours.cell.id for ours, theirs in pairs if ours.items != theirs.items), "")
+    expected = {score.cell: score.items for score in reference.scores}
+    return next((score.cell.id for score in entry.scores if score.items != expected.get(score.cell)), "")
 
 
 def _rank(found: Sequence[_Found]) -> tuple[Row, ...]:
-    if not found:
-        return ()
-    standings = rank([entry for _, entry, _ in found], [resamples for *_, resamples in found])
-    ids = unique_slugs(entry.label for _, entry, _ in found)
+    standings = rank([one.summarised.entry for one in found], [one.summarised.resamples for one in found])
+    ids = unique_slugs(one.summarised.entry.label for one in found)
     rows = [
-        Row(row_id, entry, resamples, standing, source)
-        for row_id, (source, entry, resamples), standing in zip(ids, found, standings, strict=True)
+        Row(row_id, *one.summarised, standing, one.source)
+        for row_id, one, standing in zip(ids, found, standings, strict=True)
     ]
     return tuple(sorted(rows, key=lambda row: row.standing.order))
 

@@ -44,7 +44,7 @@ from bench.records import (
 from bench.stats import bootstrap, cluster_counts, cluster_sums, interval
 from bench.store import cache_folder, write_atomic
 from bench.summary import Held as Held
-from bench.summary import Replicated, Scores, as_estimate, is_shifted, main_canvas, mean_held
+from bench.summary import Replicated, Scores, as_estimate, is_shifted, items_of, main_canvas, mean_held
 from bench.timing_records import TimingRecord
 from bench.types import Direction
 
@@ -108,6 +108,19 @@ class Entry(Strict):
     def label(self) -> str:
         """The submission's name, with the arguments that differ from its defaults."""
         return self.manifest.label
+
+    @property
+    def parameters(self) -> int | None:
+        """As loaded, or else as its author states; None if nobody knows."""
+        counted = self.manifest.parameters
+        return self.manifest.submission.parameters.total if counted is None else counted
+
+    @property
+    def hardware(self) -> str:
+        """What two runs must have in common for the milliseconds of their scoring to be compared."""
+        environment = self.manifest.environment
+        cores = f"{environment.cores} core{'' if environment.cores == 1 else 's'}"
+        return f"{environment.processor or 'unnamed processor'}, {cores}, {self.manifest.device}"
 
     def clean(self, shift: Literal["clean", "clean_canvas"] = "clean_canvas") -> Score | None:
         """The clean cell of the collection that stands first in the suite; None if it was not scored."""
@@ -255,7 +268,7 @@ def _score(record: Record, scores: Scores) -> Score:
         lost=as_estimate(scores.held([record]).lost) if is_shifted(record) else None,
         metrics=shown,
         flags=record.flags,
-        items=items_of(record),
+        items=items_of(record)[:16],
     )
 
 
@@ -375,20 +388,13 @@ def _hits(results: Results, records: Iterable[Record]) -> Hits:
         n_images = record.data.n_images
         for direction, part in results.evidence(record).items():
             names.append(f"{record.cell.slug}/{direction}")
-            items.append(items_of(record))
+            items.append(items_of(record)[:16])
             sizes.append(n_images)
             hits.append(_as_bytes(cluster_sums(hit(part.ranks, 1)[:, None], part.images, n_images)[:, 0]))
             queries.append(_as_bytes(cluster_counts(part.images, n_images)))
     return Hits(
         tuple(names), tuple(items), tuple(sizes), zlib.compress(b"".join(hits)), zlib.compress(b"".join(queries))
     )
-
-
-def items_of(record: Record) -> str:
-    """Equal for two submissions that were scored on the same items; attacked ones were changed for each by itself."""
-    if record.data is None:
-        return ""
-    return digest_of(record.data.source_sha256 if record.cell.is_attack else record.data.model_dump())[:16]
 
 
 def _as_bytes(counts: Float[np.ndarray, " n_images"]) -> bytes:

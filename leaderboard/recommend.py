@@ -19,8 +19,8 @@ from jaxtyping import Float
 from bench.errors import UsageError
 from bench.records import Estimate
 from bench.summary import Held
-from bench.timing_records import Latency, TimingRecord
 from leaderboard.entries import Entry
+from leaderboard.queries import list_queries
 from leaderboard.ranking import find_dominators, pareto
 
 _Value = TypeVar("_Value", int, str)
@@ -144,14 +144,12 @@ def find_terms(entries: Iterable[Entry], limits: Limits) -> Terms:
     Raises:
         UsageError: no row was timed on the hardware that is asked for, or it is the name of several.
     """
-    timed = [(entry.bundle_sha256, timing) for entry in entries for timing in _usable_timings(entry)]
-    classes = {timing.hardware_class for _, timing in timed}
+    timed = [(entry.bundle_sha256, query) for entry in entries for query in list_queries(entry)]
+    classes = {query.hardware for _, query in timed}
     wanted = None if limits.hardware is None else _match_hardware(limits.hardware, classes)
     n_items = limits.n_items
-    hardware = wanted or _most_common(
-        (row, timing.hardware_class) for row, timing in timed if n_items in (None, timing.gallery.n_items)
-    )
-    sizes = ((row, timing.gallery.n_items) for row, timing in timed if timing.hardware_class == hardware)
+    hardware = wanted or _most_common((row, query.hardware) for row, query in timed if n_items in (None, query.n_items))
+    sizes = ((row, query.n_items) for row, query in timed if query.hardware == hardware)
     return Terms(_most_common(sizes) if n_items is None else n_items, hardware)
 
 
@@ -168,20 +166,6 @@ def find_nearest(advice: Iterable[Advice]) -> Advice | None:
 
 def _prominence(advice: Advice) -> tuple[bool, float, str]:
     return (not advice.kept, -advice.held.r1.value if advice.held else math.inf, advice.label)
-
-
-def _usable_timings(entry: Entry) -> Iterator[TimingRecord]:
-    """Those of what was scored, with a median of one query alone: another second stage would be another submission."""
-    for timing in entry.timings:
-        if timing.rerank_k == (entry.manifest.rerank_k or 0) and _end_to_end(timing) is not None:
-            yield timing
-
-
-def _end_to_end(timing: TimingRecord) -> Latency | None:
-    """Of one query alone; None where there were too few calls for a median."""
-    single = next((served for served in timing.served if served.batch_size == 1), None)
-    latency = single.stages.get("end_to_end") if single else None
-    return latency if latency and latency.p50_ms is not None else None
 
 
 def _match_hardware(text: str, classes: set[str]) -> str:
@@ -201,14 +185,13 @@ def _most_common(pairs: Iterable[tuple[str, _Value]]) -> _Value | None:
 
 
 def _judge(entry: Entry, limits: Limits, terms: Terms) -> Advice:
-    stated = entry.manifest.submission.parameters.total
     advice = Advice(
         label=entry.label,
         kept=True,
         reasons=(),
         excess=1.0,
         held=None if entry.unranked else entry.overall,
-        parameters=stated if entry.manifest.parameters is None else entry.manifest.parameters,
+        parameters=entry.parameters,
         speed=_find_speed(entry, terms),
     )
     misses = [*_find_misses(advice, limits, terms, entry)]
@@ -219,17 +202,11 @@ def _judge(entry: Entry, limits: Limits, terms: Terms) -> Advice:
 
 
 def _find_speed(entry: Entry, terms: Terms) -> Speed | None:
-    """Through the index that finds most of what exact search finds, because that is what was scored; then the fastest.
-
-    None if it was not timed under these terms.
-    """
-    found = []
-    for timing in _usable_timings(entry):
-        latency = _end_to_end(timing)
-        if latency and latency.p50_ms is not None and (timing.gallery.n_items, timing.hardware_class) == terms:
-            speed = Speed(latency.p50_ms, latency.p95_ms, timing.index.factory, timing.flags)
-            found.append(((-timing.recall.overlap.value, latency.p50_ms, timing.slug), speed))
-    return min(found, key=lambda pair: pair[0])[1] if found else None
+    """None if it was not timed under these terms."""
+    query = next((query for query in list_queries(entry) if (query.n_items, query.hardware) == terms), None)
+    if query is None:
+        return None
+    return Speed(query.p50_ms, query.p95_ms, query.timing.index.factory, query.timing.flags)
 
 
 def _find_misses(advice: Advice, limits: Limits, terms: Terms, entry: Entry) -> Iterator[Miss]:

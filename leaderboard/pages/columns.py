@@ -11,10 +11,10 @@ from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 from bench.records import Estimate
-from bench.timing_records import Latency, TimingRecord
 from bench.types import Direction
 from leaderboard.boards import Board, Row, unique_slugs
-from leaderboard.entries import Attacked, Entry
+from leaderboard.entries import Attacked
+from leaderboard.queries import list_queries
 from leaderboard.rendering import figure, millions, percent, short
 from leaderboard.sizes import name_size
 
@@ -80,12 +80,6 @@ class Column:
 def list_columns(board: Board) -> list[Column]:
     """All columns of a board's table behind the submission's name, in order, groups together."""
     return [*_shift(board), *_clean(), *_families(board), *_attacks(board), *_cost()]
-
-
-def name_hardware(entry: Entry) -> str:
-    """The machine that it was scored on: `2 x AMD EPYC (cpu)`."""
-    machine = entry.manifest.environment
-    return f"{machine.cores} x {machine.processor} ({entry.manifest.device})"
 
 
 def _shift(board: Board) -> Iterator[Column]:
@@ -274,7 +268,7 @@ def _cost() -> Iterator[Column]:
         "Parameters",
         "",
         "Parameters that were loaded, counted on the submitter's machine.",
-        lambda row: _number(row.entry.manifest.parameters, millions),
+        lambda row: _number(row.entry.parameters, millions),
         better="low",
         kind="number",
     )
@@ -324,7 +318,7 @@ def _cost() -> Iterator[Column]:
         "Timed on",
         "",
         "Hardware class of the query's time: compare within one only.",
-        lambda row: Content(timing.hardware_class if (timing := find_timing(row.entry)) else ""),
+        _timed_on,
         kind="text",
     )
     yield Column(
@@ -333,41 +327,30 @@ def _cost() -> Iterator[Column]:
         "Scored on",
         "",
         "The machine of the two medians while scoring: compare within one only.",
-        lambda row: Content(name_hardware(row.entry)),
+        lambda row: Content(row.entry.hardware),
         kind="text",
     )
 
 
-def find_timing(entry: Entry) -> TimingRecord | None:
-    """The timing that a row shows: with the fewest synthetic items, of these the most exact index, then the fastest."""
-    timed = [(latency, timing) for timing in entry.timings if (latency := _end_to_end(timing)) is not None]
-    return min(timed, key=lambda pair: _preference(*pair))[1] if timed else None
-
-
-def _preference(latency: Latency, timing: TimingRecord) -> tuple[int, float, float, str]:
-    return timing.gallery.n_synthetic, -timing.recall.overlap.value, latency.p50_ms or 0.0, timing.slug
-
-
-def _end_to_end(timing: TimingRecord) -> Latency | None:
-    """Of one query alone; None where there is no median."""
-    alone = (served.stages.get("end_to_end") for served in timing.served if served.batch_size == 1)
-    return next((latency for latency in alone if latency and latency.p50_ms is not None), None)
-
-
 def _query(row: Row) -> Content:
-    timing = find_timing(row.entry)
-    latency = _end_to_end(timing) if timing else None
-    if timing is None or latency is None:
+    query = next(iter(list_queries(row.entry)), None)
+    if query is None:
         return Content()
-    below = f"p95 {short(latency.p95_ms)}, " if latency.p95_ms is not None else ""
-    return _number(latency.p50_ms, short)._replace(below=f"{below}{timing.gallery.n_items:,} items")
+    below = f"p95 {short(query.p95_ms)}, " if query.p95_ms is not None else ""
+    return _number(query.p50_ms, short)._replace(below=f"{below}{query.n_items:,} items")
+
+
+def _timed_on(row: Row) -> Content:
+    query = next(iter(list_queries(row.entry)), None)
+    return Content(query.hardware if query else "")
 
 
 def _index(row: Row) -> Content:
-    timing = find_timing(row.entry)
-    if timing is None:
+    query = next(iter(list_queries(row.entry)), None)
+    if query is None:
         return Content()
-    return Content(name_size(timing.index.n_bytes), timing.index.factory, str(timing.index.n_bytes))
+    index = query.timing.index
+    return Content(name_size(index.n_bytes), index.factory, str(index.n_bytes))
 
 
 def _keys(names: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Two to four submissions against each other, cell by cell: the page, and every row's hits, which it resamples itself."""
+"""Two to four submissions against each other, cell by cell: the page, and every row's hits for the browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def parts(board: Board) -> Iterator[Page | Script]:
     yield Page(f"{board.slug}/compare.html", "compare.html", {})
     yield Script(f"{board.slug}/compare.js", "compare", describe_board(board))
     for row in board.rows:
-        yield Script(f"{board.slug}/hits/{row.id}.js", "hits", describe_hits(row.id, row.read_hits()))
+        yield Script(f"{board.slug}/hits/{row.id}.js", "hits", describe_hits(row.id, row.hits))
 
 
 def describe_board(board: Board) -> dict[str, Any]:

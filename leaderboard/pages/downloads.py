@@ -39,7 +39,7 @@ def _cells(row: Row) -> Iterator[tuple[str, object]]:
         "place_low": standing.first,
         "place_high": standing.last,
         "tie_group": standing.tie_group,
-        "parameters": entry.manifest.parameters,
+        "parameters": entry.parameters,
         "image_ms": entry.image_ms,
         "text_ms": entry.text_ms,
     }.items()

@@ -11,22 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bench.records import Finite
-from bench.timing_records import Latency, TimingRecord
 from leaderboard.boards import Board, Row
 from leaderboard.entries import Entry
 from leaderboard.pages.shifts import to_tenths
+from leaderboard.queries import Query, list_queries
 from leaderboard.ranking import pareto
 from leaderboard.rendering import Page, Script
-
-
-class Query(NamedTuple):
-    """What one query alone took, end to end, over one gallery on one class of hardware."""
-
-    hardware: str
-    n_items: int
-    p50_ms: float
-    p95_ms: float | None
-    timing: TimingRecord
 
 
 class Cost(NamedTuple):
@@ -42,8 +32,8 @@ def parts(board: Board) -> Iterator[Page | Script]:
     lines = [
         {
             "row": row,
-            "parameters": count_parameters(row.entry),
-            "hardware": name_hardware(row.entry),
+            "parameters": row.entry.parameters,
+            "hardware": row.entry.hardware,
             "fronts": of_row,
             "queries": list_queries(row.entry),
         }
@@ -53,48 +43,12 @@ def parts(board: Board) -> Iterator[Page | Script]:
     yield Script(f"{board.slug}/plots-data.js", "plots", [_point(row) for row in board.rows])
 
 
-def name_hardware(entry: Entry) -> str:
-    """What two runs must have in common for the milliseconds of their scoring to be compared."""
-    environment = entry.manifest.environment
-    cores = f"{environment.cores} core{'s' if environment.cores != 1 else ''}"
-    return f"{environment.processor or 'unnamed processor'}, {cores}, {entry.manifest.device}"
-
-
-def count_parameters(entry: Entry) -> int | None:
-    """As loaded, or else as the author states."""
-    counted = entry.manifest.parameters
-    return entry.manifest.submission.parameters.total if counted is None else counted
-
-
-def list_queries(entry: Entry) -> list[Query]:
-    """One per gallery size and class of hardware, smallest gallery first.
-
-    Of several indexes it is the one that finds most of what exact search finds, because exact search was scored; then
-    the fastest. Timings with another second stage than was scored are left out.
-    """
-    best: dict[tuple[int, str], tuple[tuple[float, float, str], Query]] = {}
-    for timing in entry.timings:
-        latency = _end_to_end(timing)
-        if latency is None or latency.p50_ms is None or timing.rerank_k != (entry.manifest.rerank_k or 0):
-            continue
-        place = (timing.gallery.n_items, timing.hardware_class)
-        key = (-timing.recall.overlap.value, latency.p50_ms, timing.slug)
-        if place not in best or key < best[place][0]:
-            best[place] = (key, Query(place[1], place[0], latency.p50_ms, latency.p95_ms, timing))
-    return [best[place][1] for place in sorted(best)]
-
-
-def _end_to_end(timing: TimingRecord) -> Latency | None:
-    single = next((served for served in timing.served if served.batch_size == 1), None)
-    return single.stages.get("end_to_end") if single else None
-
-
 def find_fronts(entries: Sequence[Entry]) -> list[list[str]]:
     """Per entry the costs at which no other of its hardware class finds as much under shift for less."""
     costs = [
-        Cost("parameters", [("", count_parameters(entry)) for entry in entries]),
-        Cost("ms / image", [(name_hardware(entry), entry.image_ms) for entry in entries]),
-        Cost("ms / caption", [(name_hardware(entry), entry.text_ms) for entry in entries]),
+        Cost("parameters", [("", entry.parameters) for entry in entries]),
+        Cost("ms / image", [(entry.hardware, entry.image_ms) for entry in entries]),
+        Cost("ms / caption", [(entry.hardware, entry.text_ms) for entry in entries]),
     ]
     fronts: list[list[str]] = [[] for _ in entries]
     for cost in costs:
@@ -122,10 +76,10 @@ def _point(row: Row) -> dict[str, Any]:
         "r1": to_tenths(entry.overall.r1) if entry.overall else None,
         "lost": to_tenths(entry.overall.lost) if entry.overall else None,
         "exact": {"r1": entry.overall.r1.value, "lost": entry.overall.lost.value} if entry.overall else None,
-        "parameters": count_parameters(entry),
+        "parameters": entry.parameters,
         "image": entry.image_ms,
         "text": entry.text_ms,
-        "hardware": name_hardware(entry),
+        "hardware": entry.hardware,
         "queries": list(_plain(list_queries(entry))),
     }
 

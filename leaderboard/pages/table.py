@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from leaderboard.boards import Board, Row
 from leaderboard.history import Revision
-from leaderboard.pages.columns import GROUPS, Column, Group, list_columns, name_hardware
+from leaderboard.pages.columns import GROUPS, Column, Group, list_columns
 from leaderboard.rendering import Page, Script
 
 
@@ -39,8 +39,7 @@ def parts(board: Board) -> Iterator[Page | Script]:
         "headings": list(_headings(columns)),
         "suite": _describe(board),
         "methods": sorted({row.entry.manifest.submission.method for row in board.rows} - {""}),
-        "machines": sorted({name_hardware(row.entry) for row in board.rows}),
-        "hardware": {row.id: name_hardware(row.entry) for row in board.rows},
+        "machines": sorted({row.entry.hardware for row in board.rows}),
         "openers": {row.id for row in _group_openers(board.rows)},
         "superseded": [_leave(revision) for revision in board.superseded],
     }

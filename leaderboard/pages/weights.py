@@ -57,8 +57,8 @@ def list_presets(families: Sequence[str]) -> list[Preset]:
 def pack(resamples: Sequence[Resamples], measure: Measure) -> str:
     """The first N_RESAMPLES resamples, row by row and family by family, as base64 of little-endian int16 over SCALE.
 
-    The share lost is negative where a shift helps; what lies outside of +-3.2 is cut off there. It is undefined (NaN) in
-    a resample in which nothing was found without a shift: there the mean of the other resamples stands in for it.
+    The share lost is negative where a shift helps; what lies outside of +-3.2 is cut off there. It is undefined (NaN)
+    in a resample in which nothing was found without a shift: the mean of the other resamples stands in for it.
     """
     table: Float[np.ndarray, "n_rows n_families n_kept"] = np.stack(
         [getattr(of, measure)[:, :N_RESAMPLES] for of in resamples]

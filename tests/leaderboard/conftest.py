@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_boards import made_board
-from made_timings import timing_of
+from made_boards import attacked_and_timed, made_board
 from opened_pages import OpenPage, find_violations, listen
 
 from bench.bundle import make_bundle
-from bench.records import Check, CurvePoint, Estimate
 from bench.run import RunResult
 from leaderboard.boards import Board, Boards, Unranked
-from leaderboard.entries import Attacked, Summarised, read_entry, read_reference
+from leaderboard.entries import Summarised, read_entry, read_reference
 from leaderboard.site import write_site
 
 N_ROWS = 12
@@ -96,32 +94,6 @@ def _url_of(path: Path | str, request: pytest.FixtureRequest) -> str:
     place, rest = re.fullmatch(r"([^?#]*)(.*)", str(path), re.DOTALL).groups()
     folder = Path("/") if place.startswith("/") else request.getfixturevalue("made_site")
     return (folder / place).as_uri() + rest
-
-
-def attacked_and_timed(real: Summarised) -> Summarised:
-    """A timing, and an attack with a curve in both directions, added to an entry whose suite has none."""
-    entry = real.entry
-    clean = entry.scores[0]
-    cell = clean.cell.model_copy(update={"shift": "pgd:4", "threat_model": "query", "n_images": 24})
-    half, tenth = Estimate(value=0.5, low=0.4, high=0.6), Estimate(value=0.1, low=0.05, high=0.15)
-    attacks = tuple(
-        Attacked(
-            cell=cell,
-            direction=direction,
-            budget=4,
-            unit="levels of 255",
-            n_images=24,
-            clean=half,
-            attacked=tenth,
-            asr=Estimate(value=0.8, low=0.7, high=0.9),
-            verdict=verdict,
-            checks=(Check(name="budget", passed=True, detail="largest change 4 of 4 levels"),),
-            curve=tuple(CurvePoint(budget=b, hit_1=0.5 / (1 + b), asr_hits=1 - 1 / (1 + b)) for b in (0, 1, 2, 4, 8)),
-        )
-        for direction, verdict in (("t2i", "reliable"), ("i2t", "unreliable: a larger budget does less"))
-    )
-    changes = {"attacks": attacks, "timings": (timing_of(entry.manifest),), "skipped": {"scenes/test typo": "no text"}}
-    return real._replace(entry=entry.model_copy(update=changes))
 
 
 def with_asides(board: Board) -> Board:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from made_timings import timing_of
 
 from bench.locks import find_lock
-from bench.records import Estimate, Strict
+from bench.records import Check, CurvePoint, Estimate, Strict
 from leaderboard.boards import Board, Row, Source
-from leaderboard.entries import Entry, Resamples, Summarised
+from leaderboard.entries import Attacked, Entry, Resamples, Summarised
 from leaderboard.ranking import rank
 
 
@@ -23,11 +24,37 @@ def made_board(real: Summarised, n_rows: int, folder: Path, n_cells: int | None 
     resamples = [Resamples(*(np.clip(part + by, 0, 1) for part in (of.r1, of.lost, of.clean))) for by in shifts]
     standings = rank(entries, resamples)
     rows = [
-        Row(entry.label, entry, resample, standing, Source(folder, None))
+        Row(entry.label, entry, resample, real.hits, standing, Source(folder, None))
         for entry, resample, standing in zip(entries, resamples, standings, strict=True)
     ]
     label = real.entry.manifest.suite
     return Board(label, label, find_lock(label), tuple(sorted(rows, key=lambda row: row.standing.order)), (), ())
+
+
+def attacked_and_timed(real: Summarised) -> Summarised:
+    """A timing, and an attack with a curve in both directions, added to an entry whose suite has none."""
+    entry = real.entry
+    clean = entry.scores[0]
+    cell = clean.cell.model_copy(update={"shift": "pgd:4", "threat_model": "query", "n_images": 24})
+    half, tenth = Estimate(value=0.5, low=0.4, high=0.6), Estimate(value=0.1, low=0.05, high=0.15)
+    attacks = tuple(
+        Attacked(
+            cell=cell,
+            direction=direction,
+            budget=4,
+            unit="levels of 255",
+            n_images=24,
+            clean=half,
+            attacked=tenth,
+            asr=Estimate(value=0.8, low=0.7, high=0.9),
+            verdict=verdict,
+            checks=(Check(name="budget", passed=True, detail="largest change 4 of 4 levels"),),
+            curve=tuple(CurvePoint(budget=b, hit_1=0.5 / (1 + b), asr_hits=1 - 1 / (1 + b)) for b in (0, 1, 2, 4, 8)),
+        )
+        for direction, verdict in (("t2i", "reliable"), ("i2t", "unreliable: a larger budget does less"))
+    )
+    changes = {"attacks": attacks, "timings": (timing_of(entry.manifest),), "skipped": {"scenes/test typo": "no text"}}
+    return real._replace(entry=entry.model_copy(update=changes))
 
 
 def _shifted(entry: Entry, label: str, by: float) -> Entry:

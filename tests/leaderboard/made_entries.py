@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from made_timings import ENVIRONMENT
 
 from bench.records import CLEAN, Cell, Estimate, Manifest, RunManifest, digest_of, estimate, suite_digest
 from bench.types import Direction
-from leaderboard.entries import N_RANK_RESAMPLES, Entry, Held, Resamples, Score
+from leaderboard.entries import N_RANK_RESAMPLES, Entry, Held, Hits, Resamples, Score
 
 COLLECTION = "made/test"
 FAMILIES = {"noise": (0.45, 0.25), "blur": (0.4, 0.33), "typo": (0.5, 0.17)}
@@ -138,3 +139,6 @@ def _score(cell: Cell, family: str, r1: float, lost: float | None) -> Score:
         flags=(),
         items=digest_of("items", cell.id),
     )
+
+
+NO_HITS = Hits((), (), (), zlib.compress(b""), zlib.compress(b""))

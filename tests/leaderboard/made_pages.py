@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from made_entries import FAMILIES, around, made_entry, made_manifest, made_resamples
+from made_entries import FAMILIES, NO_HITS, around, made_entry, made_manifest, made_resamples
 
 from bench.records import Cell, estimate
 from leaderboard.boards import Board, Boards, Row, Source, Unranked, unique_slugs
@@ -32,7 +32,7 @@ def made_rows_board(n_more: int = 0) -> Board:
     shared = rng.standard_normal(2_000)
     resamples = [made_resamples(entry, rng, shared) for entry in entries]
     found = zip(unique_slugs(labels), entries, resamples, rank(entries, resamples), strict=True)
-    rows = [Row(row_id, entry, of, standing, Source(Path(), None)) for row_id, entry, of, standing in found]
+    rows = [Row(row_id, entry, of, NO_HITS, standing, Source(Path(), None)) for row_id, entry, of, standing in found]
     unranked = (Unranked(f"unranked {EVIL}", "lacks 3 of 9 cells"),)
     return Board("made-v1", "made-v1", None, tuple(sorted(rows, key=lambda row: row.standing.order)), unranked, ())
 

@@ -125,7 +125,7 @@ def strange_boards(real: Summarised, folder: Path, tally: Tally) -> Boards:
     resamples = [made_resamples(entry, rng) for entry in entries]
     revisions = [made_revision(folder, payload, tally) for payload in PAYLOADS]
     rows = [
-        Row(row_id, entry, of_row, standing, Source(folder, revision))
+        Row(row_id, entry, of_row, strange_hits(entry), standing, Source(folder, revision))
         for row_id, entry, of_row, standing, revision in zip(
             unique_slugs(entry.label for entry in entries),
             entries,
@@ -151,10 +151,10 @@ def made_resamples(entry: Entry, rng: np.random.Generator) -> Resamples:
     return Resamples(*(table.astype(np.float32) for table in tables))
 
 
-def strange_hits(row: Row) -> Hits:
+def strange_hits(entry: Entry) -> Hits:
     """Hits of made images in every clean and shifted cell."""
-    names = tuple(f"{score.cell.slug}/{direction}" for score in row.entry.scores for direction in score.cell.directions)
-    rng, n_images = np.random.default_rng(len(row.id)), 10
+    names = tuple(f"{score.cell.slug}/{direction}" for score in entry.scores for direction in score.cell.directions)
+    rng, n_images = np.random.default_rng(len(entry.label)), 10
     hits = rng.integers(0, 2, len(names) * n_images).astype(np.uint8)
     queries = zlib.compress(np.ones_like(hits).tobytes())
     return Hits(names, (PAYLOADS[0],) * len(names), (n_images,) * len(names), zlib.compress(hits.tobytes()), queries)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import OpenPage, attacked_and_timed
-from made_boards import made_board
+from made_boards import attacked_and_timed, made_board
 from made_timings import timing_of
+from opened_pages import OpenPage
 
 from leaderboard import site
 from leaderboard.boards import Board, Boards

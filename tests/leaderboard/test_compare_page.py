@@ -97,5 +97,5 @@ def test_a_board_without_rows_has_nothing_to_compare(board: Board) -> None:
 
 
 def test_keys_are_given_for_every_number_of_images(board: Board) -> None:
-    hits = board.rows[0].read_hits()
+    hits = board.rows[0].hits
     assert describe_hits("x", hits)["keys"] == {str(n): philox_key(n) for n in sorted({24, 144})}

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import attacked_and_timed
-from made_boards import made_board
+from made_boards import attacked_and_timed, made_board
 from made_timings import GALLERY, timing_of
 
 from bench.records import Estimate
 from leaderboard.boards import Board
 from leaderboard.entries import Entry, Summarised, read_entry, read_reference
 from leaderboard.pages import attacks, plots, shifts
+from leaderboard.queries import list_queries
 from leaderboard.rendering import Page, Script
 
 N_ROWS = 7
@@ -76,7 +76,7 @@ class TestTradeOffs:
         reranked = timing.model_copy(update={"rerank_k": 50, "gallery": GALLERY.model_copy(update={"n_real": 7})})
         records = (timing.model_copy(update={"recall": lossy, "index": index}), timing, reranked)
         entry = real.entry.model_copy(update={"timings": (*records, timing.model_copy(update={"gallery": small}))})
-        queries = plots.list_queries(entry)
+        queries = list_queries(entry)
         assert [(query.n_items, query.timing.index.factory) for query in queries] == [
             (1_000, "IVF4096,PQ64"),
             (1_000_000, "IVF4096,PQ64"),

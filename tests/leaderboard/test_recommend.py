@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from made_entries import made_entry, made_resamples
+from made_entries import NO_HITS, made_entry, made_resamples
 from made_timings import GALLERY, latency, timing_of
 from typer.testing import CliRunner
 
@@ -238,7 +238,7 @@ def board_of(label: str, entries: list[Entry], slug: str = "") -> Board:
     rng = np.random.Generator(np.random.Philox(0))
     resamples = [made_resamples(entry, rng, n_resamples=50) for entry in entries]
     rows = tuple(
-        Row(entry.label, entry, table, standing, Source(Path(entry.label), None))
+        Row(entry.label, entry, table, NO_HITS, standing, Source(Path(entry.label), None))
         for entry, table, standing in zip(entries, resamples, rank(entries, resamples), strict=True)
     )
     return Board(label, slug or label, None, rows, (Unranked("partial", "limited"),), ())

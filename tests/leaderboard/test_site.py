@@ -1,13 +1,14 @@
-"""The page: built from a bundle alone, and harmless whatever a bundle says."""
+"""The site as a whole: what becomes a row, what does not and why, and nothing that a stranger wrote as markup."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ import pytest
 from made_timings import timing_of
 
 from bench.bundle import make_bundle
-from bench.errors import InputError
-from bench.records import RunManifest, read_json, to_json
+from bench.errors import InputError, UsageError
+from bench.records import Record, RunManifest, read_json, to_json
 from bench.run import RunResult
 from bench.store import sha256_of
 from bench.summary import summarise_run
+from leaderboard.boards import read_boards
+from leaderboard.history import add_bundle
 from leaderboard.site import build_site
 
-EVIL = "<script>alert(1)</script>"
+DAY = datetime.date(2026, 1, 2)
+SUITE = "small-v1-draft"
 
 
 @pytest.fixture
@@ -30,12 +34,26 @@ def bundle(finished_run: RunResult, tmp_path: Path) -> Path:
     return make_bundle(finished_run.folder, tmp_path / "bundle", overwrite=False)
 
 
-@pytest.fixture
-def timed_bundle(finished_run: RunResult, tmp_path: Path) -> Path:
-    return bundle_with(finished_run, tmp_path, flags=(EVIL,))
+def altered(bundle: Path, output: Path, alter: Callable[[RunManifest], RunManifest]) -> Path:
+    """A copy whose manifest, and the index with it, is another."""
+    shutil.copytree(bundle, output)
+    (output / "run.json").write_bytes(to_json(alter(read_json(output / "run.json", RunManifest))))
+    return reindexed(output)
 
 
-def bundle_with(finished_run: RunResult, tmp_path: Path, **changes: Any) -> Path:
+def reindexed(bundle: Path) -> Path:
+    index = json.loads((bundle / "bundle.json").read_text())
+    index["files"] = {name: sha256_of(bundle / name) for name in index["files"]}
+    (bundle / "bundle.json").write_text(json.dumps(index))
+    return bundle
+
+
+def renamed(manifest: RunManifest, name: str) -> RunManifest:
+    submission = manifest.submission.model_copy(update={"name": name})
+    return manifest.model_copy(update={"label": name, "submission": submission})
+
+
+def timed(finished_run: RunResult, tmp_path: Path, **changes: Any) -> Path:
     """A bundle with one timing."""
     run = tmp_path / "timed" / "small"
     shutil.copytree(finished_run.folder, run)
@@ -45,120 +63,193 @@ def bundle_with(finished_run: RunResult, tmp_path: Path, **changes: Any) -> Path
     return make_bundle(run, tmp_path / "bundle", overwrite=False)
 
 
-class Table(HTMLParser):
-    """The texts of a table's cells, row by row: of the first table that stands after a text."""
-
-    def __init__(self, page: str, after: str = "") -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.done = self.inside = False
-        self.feed(page[page.index(after) :])
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "tr" and not self.done:
-            self.rows.append([])
-        if tag in ("td", "th") and not self.done:
-            self.rows[-1].append("")
-            self.inside = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self.done |= tag == "table"
-        self.inside &= tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if self.inside and not self.done:
-            self.rows[-1][-1] += data.strip() + " "
+def text_of(page: Path) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page.read_text()))
 
 
-def test_the_table_shows_what_the_evidence_gives(bundle: Path, tmp_path: Path) -> None:
-    page, rejected = build_site([bundle], tmp_path / "site")
-    assert not rejected
-    header, row = Table(page.read_text()).rows
-    shown = {name.strip(): value.split() for name, value in zip(header, row, strict=True)}
-    summary = summarise_run(bundle)
-    assert shown["Submission"][0] == "colours"
-    assert shown["Lost overall"][0] == f"{100 * summary.overall.value:.1f}"
-    assert shown["Lost: typo"][0] == f"{100 * summary.families['typo'].value:.1f}"
-    clean = summary.clean["t2i"]["hit@1"]
-    assert (
-        " ".join(shown["Clean t2i R@1"]) == f"{100 * clean.value:.1f} {100 * clean.low:.1f} to {100 * clean.high:.1f}"
+def test_a_bundle_becomes_a_row_and_a_page(bundle: Path, tmp_path: Path) -> None:
+    built = build_site([bundle], tmp_path / "site")
+    assert not built.rejected
+    held = summarise_run(bundle).overall
+    assert held is not None
+    shown = f"{100 * held.r1.value:.1f} {100 * held.r1.low:.1f} to {100 * held.r1.high:.1f}"
+    assert shown in text_of(built.page)
+    assert shown in text_of(tmp_path / "site" / SUITE / "submissions" / "colours.html")
+
+
+def test_the_same_bundles_give_the_same_site(bundle: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        build_site([bundle], tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) > 20
+    assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in files)
+
+
+def test_only_the_newest_revision_is_ranked_and_the_others_are_told(bundle: Path, tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    add_bundle(bundle, root, "first result", DAY)
+    newer = altered(bundle, tmp_path / "newer", lambda manifest: manifest.model_copy(update={"command": "rove run x"}))
+    add_bundle(newer, root, "told the whole command", DAY)
+    (board,) = read_boards([root]).boards
+    assert [(row.entry.manifest.command, row.source.revision.number) for row in board.rows] == [("rove run x", 2)]
+    assert [(revision.label, revision.number) for revision in board.superseded] == [("colours", 1)]
+    page = text_of(build_site([root], tmp_path / "site").page)
+    assert "Superseded and withdrawn revisions (1)" in page
+
+
+def test_rows_of_one_name_have_pages_of_their_own(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "many" / "a")
+    shutil.copytree(bundle, tmp_path / "many" / "b")
+    (board,) = read_boards([tmp_path / "many"]).boards
+    assert [row.id for row in board.rows] == ["colours", "colours--2"]
+    assert {row.standing.place for row in board.rows} == {1}
+
+
+def test_what_is_limited_incomplete_or_fed_other_items_is_set_aside_with_its_reason(
+    bundle: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "many"
+    shutil.copytree(bundle, place / "a")
+    altered(bundle, place / "b", lambda m: renamed(m, "limited").model_copy(update={"limit": 24}))
+    lacking = altered(bundle, place / "c", lambda m: renamed(m, "lacking"))
+    for end in (".json", ".parquet"):
+        (lacking / "cells" / f"scenes-test-typo_keyboard-3{end}").unlink()
+    index = json.loads((lacking / "bundle.json").read_text())
+    index["files"] = {name: sha for name, sha in index["files"].items() if "typo" not in name}
+    (lacking / "bundle.json").write_text(json.dumps(index))
+    other = altered(bundle, place / "d", lambda m: renamed(m, "other"))
+    record = read_json(other / "cells" / "scenes-test-clean.json", Record)
+    assert record.data is not None
+    data = record.data.model_copy(update={"images_sha256": "0" * 64})
+    (other / "cells" / "scenes-test-clean.json").write_bytes(to_json(record.model_copy(update={"data": data})))
+    reindexed(other)
+    found = read_boards([place])
+    assert not found.rejected
+    (board,) = found.boards
+    assert [row.entry.label for row in board.rows] == ["colours"]
+    reasons = {row.label: row.reason for row in board.unranked}
+    assert "first 24 images" in reasons["limited"]
+    assert "lacks 1 of 9 cells, first scenes/test typo_keyboard:3" in reasons["lacking"]
+    assert reasons["other"] == "was fed other items than colours in scenes/test clean"
+    page = text_of(build_site([place], tmp_path / "site").page)
+    assert all(reason in page for reason in reasons.values())
+
+
+def test_cells_of_another_suite_under_a_frozen_label_are_left_out(bundle: Path, tmp_path: Path) -> None:
+    run = json.loads((bundle / "run.json").read_text())
+    manifest = RunManifest.model_validate(run)
+    from bench.records import suite_digest
+
+    label = "demo-core-v1"
+    impostor = altered(
+        bundle,
+        tmp_path / "impostor",
+        lambda m: m.model_copy(
+            update={"suite": label, "suite_id": suite_digest(label, manifest.collections, manifest.cells)}
+        ),
     )
-    assert shown["Worst shift"][0] == summary.worst
+    built = build_site([impostor, bundle], tmp_path / "site")
+    assert [name for name, _ in built.rejected] == ["impostor"]
+    assert "give a suite of your own another name" in built.rejected[0][1]
+    assert built.rejected[0][1] in text_of(tmp_path / "site" / "about.html")
+
+
+def test_a_damaged_bundle_leaves_the_others(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "many" / "good")
+    shutil.copytree(bundle, tmp_path / "many" / "bad")
+    record = next((tmp_path / "many" / "bad" / "cells").glob("*.json"))
+    record.write_bytes(record.read_bytes()[:-20])
+    built = build_site([tmp_path / "many"], tmp_path / "site")
+    assert [name for name, _ in built.rejected] == ["bad"]
+    assert record.name in built.rejected[0][1]
+    assert "colours" in built.page.read_text()
 
 
 def test_nothing_a_bundle_says_becomes_markup(bundle: Path, tmp_path: Path) -> None:
-    manifest = read_json(bundle / "run.json", RunManifest)
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{ 7*7 }}"
-    submission = manifest.submission.model_copy(update={"title": evil, "method": evil, "summary": evil})
-    altered = manifest.model_copy(update={"submission": submission, "command": evil, "label": evil})
-    (bundle / "run.json").write_bytes(to_json(altered))
-    index = json.loads((bundle / "bundle.json").read_text())
-    index["files"]["run.json"] = sha256_of(bundle / "run.json")
-    (bundle / "bundle.json").write_text(json.dumps(index))
-    page, rejected = build_site([bundle], tmp_path / "site")
-    assert not rejected
-    text = page.read_text()
-    assert "&lt;script&gt;" in text
-    assert "<script" not in text
-    assert "<img" not in text
-    assert "49" not in re.findall(r"onerror=alert\(1\)&gt;(.{0,12})", text)[0]
+    strange = altered(
+        bundle,
+        tmp_path / "strange",
+        lambda m: m.model_copy(
+            update={
+                "submission": m.submission.model_copy(update={"title": evil, "method": evil, "summary": evil}),
+                "command": evil,
+            }
+        ),
+    )
+    built = build_site([strange], tmp_path / "site")
+    assert not built.rejected
+    pages = {path: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    assert sum("&lt;script&gt;" in text for text in pages.values()) > 1
+    for text in pages.values():
+        assert not re.findall(r"<script(?! src=\"(?:\.\./)*[\w./-]+\.js\"></script>)", text)
+        assert "<img src=x" not in text
+        assert not re.findall(r"\son\w+\s*=(?=[^<]*>)", re.sub(r'"[^"]*"', "", text))
+        assert "7*7" in text or "49" not in re.findall(r"onerror=alert\(1\)&gt;(.{0,12})", text)
+    for script in (tmp_path / "site" / SUITE).rglob("*.js"):
+        assert "<" not in script.read_text()
 
 
 def test_a_script_url_is_refused_with_its_bundle(bundle: Path, tmp_path: Path) -> None:
     run = json.loads((bundle / "run.json").read_text())
     run["submission"]["url"] = "javascript:alert(1)"
     (bundle / "run.json").write_text(json.dumps(run))
-    index = json.loads((bundle / "bundle.json").read_text())
-    index["files"]["run.json"] = sha256_of(bundle / "run.json")
-    (bundle / "bundle.json").write_text(json.dumps(index))
-    page, rejected = build_site([bundle], tmp_path / "site")
-    assert [name for name, _ in rejected] == ["bundle"]
-    assert "submission.url" in rejected[0][1]
-    assert "javascript:" not in page.read_text().replace(rejected[0][1], "")
+    built = build_site([reindexed(bundle)], tmp_path / "site")
+    assert [name for name, _ in built.rejected] == ["bundle"]
+    assert "submission.url" in built.rejected[0][1]
+    assert "no_boards" not in built.page.read_text()
 
 
-def test_timings_are_shown_with_what_they_were_measured_on(timed_bundle: Path, tmp_path: Path) -> None:
-    page, rejected = build_site([timed_bundle], tmp_path / "site")
-    assert not rejected
-    header, row = Table(page.read_text(), after="Cost of serving").rows
-    shown = {name.strip(): " ".join(value.split()) for name, value in zip(header, row, strict=True)}
-    assert shown == {
-        "Gallery": "1,000,000 items 999,000 synthetic, flickr8k/test",
-        "Index": "IVF4096,PQ64 nprobe 32, rerank 50",
-        "Recall, %": "87.34 @10, 86.01 to 88.62",
-        "Encode, ms": "8.5 p95 11.9 0.68 x",
-        "Search, ms": "1.5 p95 2.1 0.046 x",
-        "Rerank, ms": "20 p95 28 1.65 x",
-        "End to end, ms": "30.5 p95 42.7",
-        "Queries / s": "80.2 batch 32",
-        "Index size": "76.5 MB",
-        "Hardware": "x86-64, 2 cores 2 threads, cpu",
-        "Flags": EVIL,
-    }
-    assert "<script" not in page.read_text()
+def test_timings_are_shown_with_what_they_were_measured_on(finished_run: RunResult, tmp_path: Path) -> None:
+    build_site([timed(finished_run, tmp_path, flags=("noisy",))], tmp_path / "site")
+    page = text_of(tmp_path / "site" / SUITE / "submissions" / "colours.html")
+    for shown in (
+        "1,000,000 items 999,000 synthetic, flickr8k/test",
+        "IVF4096,PQ64 nprobe 32, rerank 50",
+        "87.34 @10, 86.01 to 88.62",
+        "1.5 p95 2.1 0.046 x",
+        "80.2 batch 32",
+        "76.5 MB",
+        "x86-64, 2 cores 2 threads, cpu",
+        "noisy",
+    ):
+        assert shown in page
 
 
 def test_nothing_is_said_of_timings_where_there_are_none(bundle: Path, tmp_path: Path) -> None:
-    page, _ = build_site([bundle], tmp_path / "site")
-    assert "Cost of serving" not in page.read_text()
+    build_site([bundle], tmp_path / "site")
+    assert "Galleries are padded" not in text_of(tmp_path / "site" / SUITE / "submissions" / "colours.html")
 
 
 def test_a_timing_without_measurements_breaks_no_page(finished_run: RunResult, tmp_path: Path) -> None:
-    page, rejected = build_site([bundle_with(finished_run, tmp_path, served=())], tmp_path / "site")
-    assert not rejected
-    assert "Encode, ms" not in page.read_text()
-    assert "76.5 MB" in page.read_text()
-
-
-def test_the_page_asks_nobody_for_anything(bundle: Path, tmp_path: Path) -> None:
-    page, _ = build_site([bundle], tmp_path / "site")
-    assert not re.findall(r"""(?:src|href)=["'](?!#|https://)""", page.read_text())
-    assert "@import" not in page.read_text()
+    built = build_site([timed(finished_run, tmp_path, served=())], tmp_path / "site")
+    assert not built.rejected
+    page = text_of(tmp_path / "site" / SUITE / "submissions" / "colours.html")
+    assert "Encode, ms" not in page
+    assert "76.5 MB" in page
 
 
 def test_no_bundle_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no bundle"):
         build_site([tmp_path], tmp_path / "site")
+
+
+def test_a_folder_that_is_no_site_is_not_replaced(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "thesis.txt").write_text("all of it")
+    with pytest.raises(UsageError, match="not overwritten"):
+        build_site([bundle], tmp_path / "site")
+    assert (tmp_path / "site" / "thesis.txt").read_text() == "all of it"
+
+
+def test_vendored_files_are_those_of_the_list_with_their_licences() -> None:
+    folder = Path(sys.modules["leaderboard.site"].__file__ or "").parent / "static" / "vendor"
+    listed = json.loads((folder / "VENDORED.json").read_text())
+    scripts = {path.relative_to(folder).as_posix() for path in folder.rglob("*.js")}
+    assert {item["path"] for item in listed} == scripts
+    for item in listed:
+        assert sha256_of(folder / item["path"]) == item["sha256"]
+        assert (folder / item["path"]).parent.joinpath("LICENSE").is_file()
 
 
 def test_building_imports_no_model_and_no_shift() -> None:

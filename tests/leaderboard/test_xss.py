@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 from opened_pages import listen
-from strange_boards import PAYLOADS, Tally, strange_boards, strange_hits
+from strange_boards import PAYLOADS, Tally, strange_boards
 from test_browser_site import KINDS, Tags
 
-from leaderboard.boards import Row
 from leaderboard.entries import read_entry
 from leaderboard.site import write_site
 
@@ -91,7 +90,6 @@ def strange_site(real_bundle: Path, tmp_path_factory: pytest.TempPathFactory, at
     folder = tmp_path_factory.mktemp("strange")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROVE_CACHE", str(folder / "cache"))
-        patch.setattr(Row, "read_hits", strange_hits)
         boards = strange_boards(attacked(read_entry(real_bundle)), real_bundle, tally)
         write_site(boards, folder / "site")
     return folder / "site"
