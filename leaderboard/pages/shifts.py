@@ -334,23 +334,23 @@ def _examples() -> dict[str, Any]:
 
 
 def _pictures(shift: Shift) -> list[dict[str, str]]:
-    """The original, and what each of the suite's severities makes of it."""
+    """The original, and what every severity makes of it, also one that the suite has not."""
     shown = _examples()["pictures"].get(shift.change)
     if shown is None:
         return []
-    after = [(column, shown["after"].get("1" if column == SWAPPED else column)) for column in shift.columns]
     pictures = [{"file": shown["before"], "title": "original"}]
-    return pictures + [{"file": file, "title": _title(column)} for column, file in after if file]
+    return pictures + [{"file": file, "title": _title(shift, step)} for step, file in sorted(shown["after"].items())]
 
 
-def _title(column: str) -> str:
-    return "in the other collection" if column == SWAPPED else f"severity {column}"
+def _title(shift: Shift, severity: str) -> str:
+    if shift.columns == (SWAPPED,):
+        return "in the other collection"
+    return f"severity {severity}" + ("" if severity in shift.columns else ", not in this suite")
 
 
 def _captions(shift: Shift) -> list[tuple[str, list[dict[str, str]]]]:
-    """By severity of the suite, captions before and after."""
-    shown = _examples()["captions"].get(shift.change, {})
-    return [(column, shown[column]) for column in shift.columns if column in shown]
+    """By severity, captions before and after."""
+    return sorted(_examples()["captions"].get(shift.change, {}).items())
 
 
 def _why_nothing(shift: Shift) -> str:

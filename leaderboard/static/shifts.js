@@ -44,8 +44,13 @@
   /** A point per chosen submission, shift and severity; the clean canvas stands at 0. */
   function listPoints() {
     const drawn = (change) => (id, place) =>
-      curveOf(byId.get(id), change).map((point) => ({ ...point, place, change: change.name }));
+      curveOf(byId.get(id), change).map((point) => ({ ...point, place, change: facetOf(change) }));
     return changes.flatMap((change) => state.s.flatMap(drawn(change)));
+  }
+
+  // Vega keeps facets in an object under their names: with a space before it, none is a name that objects have already.
+  function facetOf(change) {
+    return ` ${change.name}`;
   }
 
   function curveOf(row, change) {
@@ -82,7 +87,7 @@
     return {
       data: { values }, columns, spacing: { row: 12, column: 14 },
       facet: {
-        field: "change", type: "nominal", title: null, sort: changes.map((change) => change.name),
+        field: "change", type: "nominal", title: null, sort: changes.map(facetOf),
         header: { labelLimit: 150, labelFontSize: 11 },
       },
       spec: {

@@ -11,7 +11,18 @@ import typer
 from bench.bundle import Results, read_results
 from bench.data.registry import RENDERED
 from bench.errors import InputError, UsageError
-from bench.locks import FOLDER, Lock, check_data, check_suite, find_lock, list_locks, lock_name, read_lock, stated_data
+from bench.locks import (
+    FOLDER,
+    Lock,
+    check_claims,
+    check_data,
+    check_suite,
+    find_lock,
+    list_locks,
+    lock_name,
+    read_lock,
+    stated_data,
+)
 from bench.records import Record
 from bench.run import RunResult
 from bench.suites import Suite, list_suites, read_suite
@@ -193,3 +204,27 @@ def _with_data(record: Record, shift: str, field: str) -> Record:
 
 def _stated(lock: Lock, shift: str) -> dict[str, str]:
     return next(stated_data(lock, cell) for cell in lock.cells if cell.id == f"scenes/test {shift}")
+
+
+def test_another_family_or_a_skip_that_no_gradient_excuses_is_refused(suite_file: Path, run: Results) -> None:
+    lock = make_lock(suite_file)
+    check_claims(lock, run.records)
+    noise = next(record for record in run.records if record.family == "noise")
+    with pytest.raises(InputError, match="counted as 'typo'; small-v1-draft has 'noise'"):
+        check_claims(lock, [noise.model_copy(update={"family": "typo"})])
+    with pytest.raises(InputError, match="was skipped, but it needs no gradient"):
+        check_claims(lock, [noise.model_copy(update={"status": "skipped"})])
+
+
+def test_only_attacks_through_a_gradient_may_be_skipped() -> None:
+    lock = list_locks()["demo-core-v1"]
+    families = {name: change.family for name, change in lock.changes.items()}
+    suite = read_suite(FOLDER / "demo-core.toml")
+    refused = set()
+    for cell in (cell for cell in suite.cells if cell.is_attack):
+        record = Record(cell=cell, family=families[cell.change], key=OTHER, status="skipped", reason="no gradient")
+        try:
+            check_claims(lock, [record])
+        except InputError:
+            refused.add(cell.change)
+    assert refused == {"square", "bert_attack", "charmer"}

@@ -42,7 +42,9 @@ def query(page: Any) -> dict[str, list[str]]:
 
 
 def sort_by(page: Any, key: str, modifiers: tuple[str, ...] = ()) -> None:
+    before = page.url
     page.locator(f'th[data-key="{key}"] .dt-column-order').click(modifiers=list(modifiers))
+    page.wait_for_url(lambda url: url != before)  # written once the rows are in order
 
 
 def saved(page: Any, button: str) -> str:

@@ -136,3 +136,10 @@ def test_a_limited_run_takes_no_part_in_the_order(bundle: Path) -> None:
     manifest = results.manifest.model_copy(update={"limit": 8})
     limited = type(results)(results.folder, manifest, results.records, results.timings)
     assert "first 8 images" in summarise_bundle(limited, "0" * 64).entry.unranked
+
+
+def test_the_same_items_are_the_same_however_many_stages_rank_them(bundle: Path) -> None:
+    data = read_results(bundle).records[0].data
+    assert data is not None
+    assert data.model_copy(update={"token_bytes": 64, "revision": "a mirror"}).items == data.items
+    assert data.model_copy(update={"images_sha256": "0" * 64}).items != data.items

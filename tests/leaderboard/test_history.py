@@ -440,7 +440,7 @@ def large_file(proposed: Path) -> None:
 
 def many_files(proposed: Path) -> None:
     (place_in(proposed) / "r2" / "many").mkdir()
-    for number in range(history.MAX_BUNDLE_FILES):
+    for number in range(history.MAX_FILES):
         (place_in(proposed) / "r2" / "many" / f"{number}").touch()
 
 
