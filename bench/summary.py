@@ -7,11 +7,11 @@ over both directions, with the same resamples of images on both sides.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -97,9 +97,20 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """Submission A minus submission B on one cell: mean R@1, as a fraction, paired over images."""
+    """Submission A minus submission B: mean R@1, as a fraction, paired over images.
 
-    cell: str
+    Args:
+        kind: of one cell, or of the mean over a family of shifts, or over the families.
+        name: the cell's id, or the family's.
+        a: of submission A; `b` is that of B.
+        b: see `a`.
+        difference: with its 95 % interval.
+        p_holm: corrected over the cells, or over the families.
+        equivalent: whether the interval lies inside the margin.
+    """
+
+    kind: Literal["overall", "family", "cell"]
+    name: str
     a: float
     b: float
     difference: Estimate
@@ -108,10 +119,16 @@ class Difference:
 
 
 class Scores:
-    """Mean R@1 of every cell of a run, with its resamples."""
+    """Mean R@1 of every cell of a run, with its resamples.
 
-    def __init__(self, results: Results) -> None:
-        self.records = [record for record in results.records if record.status == "ok"]
+    Args:
+        results: of a run or bundle.
+        slugs: of the cells that count; None for all.
+    """
+
+    def __init__(self, results: Results, slugs: Collection[str] | None = None) -> None:
+        scored = (record for record in results.records if record.status == "ok")
+        self.records = [record for record in scored if slugs is None or record.cell.slug in slugs]
         self._results = results
         self._known: dict[tuple[str, tuple[Direction, ...]], tuple[float, np.ndarray]] = {}
 
@@ -265,36 +282,62 @@ def transfer_matrix(runs: Sequence[Results]) -> list[Transfer]:
 
 
 def compare(a: Results, b: Results, margin: float) -> list[Difference]:
-    """A minus B on every cell that both have, with Holm's correction over the cells.
+    """A minus B overall, by family of shifts, and on every cell that both have; the means are over these cells alone.
 
     Args:
+        a: the first run or bundle.
+        b: the second.
         margin: what counts as equal, as a fraction of R@1.
 
     Raises:
-        UsageError: they were not scored on the same items.
+        UsageError: they have no cell in common, or one of them was not scored on the same items.
     """
-    scores_a, scores_b = Scores(a), Scores(b)
-    others = {record.cell.slug: record for record in scores_b.records}
-    pairs = [(record, others[record.cell.slug]) for record in scores_a.records if record.cell.slug in others]
-    if not pairs:
+    shared = {record.cell.slug for record in Scores(a).records} & {record.cell.slug for record in Scores(b).records}
+    if not shared:
         raise UsageError(f"{a.folder} and {b.folder} have no cell in common; run both on the same suite.")
-    found = []
-    for ours, theirs in pairs:
+    scores_a, scores_b = Scores(a, shared), Scores(b, shared)
+    others = {record.cell.slug: record for record in scores_b.records}
+    cells = {}
+    for ours in scores_a.records:
+        theirs = others[ours.cell.slug]
         if items_of(ours) != items_of(theirs):
             raise UsageError(f"{ours.cell.id} was scored on other items in {b.folder}; run both on the same data.")
-        (value_a, resamples_a), (value_b, resamples_b) = scores_a.of(ours), scores_b.of(theirs)
-        found.append((ours.cell.id, value_a, value_b, compare_replicates(value_a, value_b, resamples_a, resamples_b)))
-    adjusted = holm(np.array([difference.p_value for *_, difference in found]))
+        cells[ours.cell.id] = scores_a.of(ours), scores_b.of(theirs)
+    means_a, means_b = _family_means(scores_a), _family_means(scores_b)
+    families = {name: (mean, means_b[name]) for name, mean in means_a.items()}
+    overall = {"mean of the families": (_mean([*means_a.values()]), _mean([*means_b.values()]))} if families else {}
+    return [
+        *_differences("overall", overall, margin),
+        *_differences("family", families, margin),
+        *_differences("cell", cells, margin),
+    ]
+
+
+def _family_means(scores: Scores) -> dict[str, Replicated]:
+    """Mean R@1 by family: over its shifts, each over its cells."""
+    return {
+        family: _mean([_mean([scores.of(record) for record in records]) for records in shifts.values()])
+        for family, shifts in scores.changes.items()
+    }
+
+
+def _differences(
+    kind: Literal["overall", "family", "cell"], pairs: Mapping[str, tuple[Replicated, Replicated]], margin: float
+) -> list[Difference]:
+    """Of every pair, with Holm's correction over them."""
+    found = [compare_replicates(ours[0], theirs[0], ours[1], theirs[1]) for ours, theirs in pairs.values()]
+    adjusted = holm(np.array([difference.p_value for difference in found]))
     return [
         Difference(
-            cell=cell,
-            a=value_a,
-            b=value_b,
+            kind=kind,
+            name=name,
+            a=ours[0],
+            b=theirs[0],
             difference=estimate(paired.value, paired.interval.low, paired.interval.high),
             p_holm=float(p),
             equivalent=paired.interval.is_within(margin),
         )
-        for (cell, value_a, value_b, paired), p in zip(found, adjusted, strict=True)
+        for (name, (ours, theirs)), paired, p in zip(pairs.items(), found, adjusted, strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ from bench.cli.console import Json, print_data, print_json, print_note, print_ta
 
 if TYPE_CHECKING:
     from bench.records import Estimate
-    from bench.summary import Summary
+    from bench.summary import Difference, Summary
 
 Folder = Annotated[Path, typer.Argument(help="A run's folder or a bundle.", exists=True, file_okay=False)]
 
@@ -48,7 +48,7 @@ def compare(
     margin: Annotated[float, typer.Option(help="What counts as equal, in percentage points of R@1.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Compare two runs cell by cell: paired differences of R@1 with intervals and Holm's correction."""
+    """Compare two runs by family and by cell: paired differences of R@1 with intervals and Holm's correction."""
     from dataclasses import asdict
 
     from bench.bundle import read_results
@@ -59,20 +59,12 @@ def compare(
     if as_json:
         print_json([{**asdict(row), "difference": row.difference.model_dump()} for row in differences])
         return
-    rows = [
-        (
-            row.cell,
-            f"{100 * row.a:.1f}",
-            f"{100 * row.b:.1f}",
-            *_figures("", row.difference),
-            f"{row.p_holm:.4f}",
-            "A better" if row.difference.low > 0 else "B better" if row.difference.high < 0 else "",
-            "equal" if row.equivalent else "",
-        )
-        for row in differences
-    ]
-    title = f"R@1, %: A {first.manifest.label}, B {second.manifest.label}"
-    print_table(title, ["cell", "A", "B", "A - B", "95 % interval", "p (Holm)", "", f"within {margin:g} pp"], rows)
+    columns = ["", "A", "B", "A - B", "95 % interval", "p (Holm)", "", f"within {margin:g} pp"]
+    for kinds, of in ((("overall", "family"), "by family of shifts"), (("cell",), "by cell")):
+        rows = [_compared(row) for row in differences if row.kind in kinds]
+        if rows:
+            title = f"R@1, %, {of}: A {first.manifest.label}, B {second.manifest.label}"
+            print_table(title, columns, rows)
 
 
 def bundle(
@@ -157,6 +149,12 @@ def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     for command in (score, compare, transfer, bundle, validate):
         app.command()(command)
+
+
+def _compared(row: Difference) -> tuple[str, ...]:
+    better = "A better" if row.difference.low > 0 else "B better" if row.difference.high < 0 else ""
+    figures = (f"{100 * row.a:.1f}", f"{100 * row.b:.1f}", *_figures("", row.difference), f"{row.p_holm:.4f}")
+    return row.name, *figures, better, "equal" if row.equivalent else ""
 
 
 def _name(metric: str) -> str:

@@ -114,18 +114,19 @@ def test_sums_intervals_and_p_values_are_those_of_the_statistics(open_page: Open
     assert page.evaluate("(values) => rove.bootstrap.holm(values)", p_values.tolist()) == pytest.approx(holm(p_values))
 
 
-def test_cells_have_the_numbers_of_rove_compare(
+def test_cells_families_and_all_have_the_numbers_of_rove_compare(
     open_page: OpenPage, real_site: Path, real_bundle: Path, other_bundle: Path
 ) -> None:
     page = open_compared(open_page, f"{real_site / PLACE}?a=colours&b=dull&margin=5")
-    rows = {row["name"]: row for row in download(page) if row["level"] == "cell"}
-    expected = compare_results(read_results(real_bundle), read_results(other_bundle), 0.05)
-    assert sorted(rows) == sorted(row.cell for row in expected)
-    assert len({row.difference.value for row in expected}) > 3
-    for row in expected:
-        found, ends = rows[row.cell], row.difference
+    rows = {(row["level"], "" if row["level"] == "overall" else row["name"]): row for row in download(page)}
+    compared = compare_results(read_results(real_bundle), read_results(other_bundle), 0.05)
+    expected = {(row.kind, "" if row.kind == "overall" else row.name): row for row in compared}
+    assert rows.keys() == expected.keys()
+    assert len({row.difference.value for row in compared}) > 3
+    for place, row in expected.items():
+        found, ends = rows[place], row.difference
         numbers = [float(found[name]) for name in ("r1_a", "r1_other", "difference", "low", "high", "p_holm")]
-        assert numbers == pytest.approx([row.a, row.b, ends.value, ends.low, ends.high, row.p_holm], abs=1e-9), row.cell
+        assert numbers == pytest.approx([row.a, row.b, ends.value, ends.low, ends.high, row.p_holm], abs=1e-9), place
         decided = "better" if ends.low > 0 else "worse" if ends.high < 0 else "equal" if row.equivalent else "undecided"
         assert found["verdict"] == decided
 
