@@ -11,7 +11,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -39,7 +39,6 @@ from bench.records import (
     digest_of,
     estimate,
     read_json,
-    to_json,
 )
 from bench.stats import bootstrap, cluster_counts, cluster_sums, interval
 from bench.store import cache_folder, write_atomic
@@ -91,7 +90,7 @@ class Entry(Strict):
     attacks: tuple[Attacked, ...]
     skipped: dict[Line, Text] = Field(description="ids of cells that cannot be asked of it, with the reason")
     shifts: dict[Line, Held] = Field(description="by shift, averaged over its severities")
-    families: dict[Line, Held] = Field(description="by family, shifts of a family weighing the same")
+    families: dict[Line, Held] = Field(description="by family, in the suite's order; shifts of one weigh the same")
     overall: Held | None = Field(description="mean over the families; None where no cell is shifted")
     worst: Line = Field(description="the shift that costs most; empty if none")
     worst_decile: Estimate | None = Field(
@@ -219,9 +218,9 @@ def summarise_bundle(results: Results, bundle_sha256: str, reference: Reference 
         bundle_sha256: of its index.
         reference: None leaves mCE out.
     """
-    scores = Scores(results)
     order = {cell: place for place, cell in enumerate(results.manifest.cells)}
-    records = sorted(results.records, key=lambda record: order[record.cell])
+    records = tuple(sorted(results.records, key=lambda record: order[record.cell]))
+    scores = Scores(replace(results, records=records))
     canvas = main_canvas(scores)
     ratios = _mce(scores, reference.scores) if reference else (None, None)
     entry = Entry(
@@ -410,7 +409,7 @@ def _pack(summarised: Summarised) -> bytes:
     np.savez(
         buffer,
         allow_pickle=False,
-        entry=_to_array(zlib.compress(to_json(entry), 1)),
+        entry=_to_array(zlib.compress(entry.model_dump_json().encode(), 1)),
         r1=resamples.r1,
         lost=resamples.lost,
         clean=resamples.clean,

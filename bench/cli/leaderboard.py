@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bench.cli.console import print_data, print_note
+from bench.errors import UsageError
 
 site = typer.Typer(help="Build or serve the leaderboard.", no_args_is_help=True)
 
@@ -39,6 +40,8 @@ def serve(
     import functools
     import http.server
 
+    if not (folder / "index.html").is_file():
+        raise UsageError(f"{folder} holds no index.html; `rove site build -o {folder}` makes a site.")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         print_note(f"http://127.0.0.1:{server.server_port}/ (stop with Ctrl-C)")

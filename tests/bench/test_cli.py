@@ -89,6 +89,7 @@ def test_describe_finds_every_kind_of_thing() -> None:
         (("run", "tiny", "--suite", "demo-v1", "--overwrite", "sometimes"), 2, "expected never, missing or always"),
         (("run", "nowhere/at/all", "--suite", "demo-v1"), 2, "no folder nowhere/at/all"),
         (("time",), 2, "one SUBMISSION"),
+        (("site", "serve", "tests"), 2, "`rove site build -o tests` makes a site"),
         (("time", "tiny", "--compare", "tiny", "openclip"), 2, "--compare A B alone"),
         (("time", "tiny", "--gallery", "1.5M"), 2, "such as 100000, 100k or 10M"),
         (("time", "tiny", "--index", "IFV16,Flat"), 2, "faiss knows no index 'IFV16,Flat'"),

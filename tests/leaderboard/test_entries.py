@@ -109,6 +109,7 @@ def test_a_bundle_is_summarised_once(bundle: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(leaderboard.entries, "validate_bundle", None)
     again = read_entry(bundle)
     assert again.entry == first.entry
+    assert list(again.entry.families) == list(first.entry.families) == ["noise", "typo", "gallery", "domain"]
     assert again.hits.hits == first.hits.hits
     assert np.array_equal(again.resamples.lost, first.resamples.lost, equal_nan=True)
 
