@@ -2,7 +2,8 @@
 
 The unit of caching is one tower over one list of items. Its key hashes everything the vectors depend on: the weights
 that were loaded, every item, shift and seed, batch plan, device, dtype and library versions. So an image shift
-encodes images only, a text shift captions only, and the clean side is encoded once.
+encodes images only, a text shift captions only, and the clean side is encoded once; a submission that was fitted on
+another's captions alone takes its images from there.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from bench.worker.host import Loaded, Worker, WorkerSettings
 Progress = Callable[[int], None]
 Tower = Literal["images", "tokens"]
 Item = TypeVar("Item")
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 _RECENT = 4
 _log = logging.getLogger("rove")
 
@@ -180,12 +181,11 @@ class Embedder:
 
     def _key(self, tower: str, items: object, identity: object) -> str:
         loaded = self.start()
+        own = [self._submission.fingerprint, loaded.weights_sha256, loaded.versions]
         return digest_of(
             _CACHE_VERSION,
             tower,
-            self._submission.fingerprint,
-            loaded.weights_sha256,
-            loaded.versions,
+            loaded.tower_ids.get(tower, own),
             loaded.device_name,
             self._settings.dtype,
             self._batch_size,

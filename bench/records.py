@@ -57,6 +57,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
 Amount = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 
 
 class Strict(BaseModel):
@@ -69,6 +70,34 @@ class Parameters(Strict):
     total: Amount | None = None
     trainable: Amount | None = None
     added: Amount | None = None
+
+
+class TrainingData(Strict):
+    """A collection that a fit has learnt from."""
+
+    name: Text
+    sha256: Sha256 = Field(description="ids and hashes of all images, the captions and the positives")
+    n_images: Count
+    n_captions: Count
+
+
+class Fit(Strict):
+    """How `rove fit` made a submission; what a recipe does not report stays None."""
+
+    recipe: Name
+    version: Count = Field(description="of the recipe: another one may give other weights")
+    seed: Amount
+    args: dict[Line, Line] = Field(default={}, max_length=100, description="what --recipe-arg can set, all of it")
+    data: list[TrainingData] = Field(min_length=1, max_length=100)
+    validation: Text = Field(description="the collection that choices were made on, or `held out`")
+    epochs: NotNegative | None = Field(default=None, description="passes over the training images that were made")
+    steps: Amount | None = None
+    seconds: NotNegative | None = Field(default=None, description="of training, interruptions apart")
+    relative_seconds: NotNegative | None = Field(default=None, description="to as many steps of full fine-tuning")
+    mergeable: bool | None = Field(default=None, description="folded into the base's own layers when it is used")
+    validation_r1: Percent | None = Field(default=None, description="mean of both directions' R@1, after fitting")
+    base_validation_r1: Percent | None = Field(default=None, description="the same of the base")
+    saw_evaluation_data: bool = Field(description="whether images of a test split are known to be among the data")
 
 
 class Manifest(Strict):
@@ -90,6 +119,7 @@ class Manifest(Strict):
     )
     args: dict[Line, Line] = Field(default={}, max_length=100, description="defaults of what --model-arg can set")
     parameters: Parameters = Parameters()
+    fit: Fit | None = Field(default=None, description="how `rove fit` made it; None where something else did")
 
 
 class Cell(Strict):

@@ -6,21 +6,21 @@ A submission is named in one of four ways: a shipped one's name (`tiny`), the na
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bench.errors import InputError, UsageError, describe_validation, unknown_name
-from bench.records import Manifest
+from bench.recipes import Recipe, read_recipe
+from bench.records import Manifest, digest_of
 from bench.store import sha256_of
 
 ENTRY_POINTS = "rove.submissions"
@@ -37,8 +37,8 @@ class Submission:
         module: the file that defines `function`.
         function: takes a `LoadContext`, returns an `Encoder`.
         args: the manifest's defaults with the user's over them.
-        fingerprint: hex sha256, taken when it was found, over its files, the function, the shared backbones, its
-            arguments and the files that those name; a changed byte is another submission.
+        fingerprint: hex sha256, taken when it was found, over its files, the function, its arguments, the files
+            that those name and the code of all shipped submissions; a changed byte is another submission.
         import_name: of the module, if it is part of an installed package.
     """
 
@@ -80,7 +80,7 @@ def find_submission(reference: str, args: Mapping[str, str] | None = None) -> Su
         known = ", ".join(sorted(found.manifest.args)) or "none"
         raise UsageError(f"{found.name} takes no --model-arg {unknown[0]}; its [args] are: {known}.")
     complete = replace(found, args={**found.manifest.args, **given})
-    return replace(complete, fingerprint=_fingerprint(complete))
+    return replace(complete, fingerprint=digest_of(digest_own(complete), digest_shared_code()))
 
 
 def shipped_submissions() -> dict[str, Path]:
@@ -100,22 +100,26 @@ def list_submissions() -> dict[str, Manifest]:
     return manifests
 
 
-def list_recipes() -> dict[str, str]:
-    """Recipes by name, with the first line of what each one's `fit.py` says of itself."""
-    paths = {name: folder / "fit.py" for name, folder in shipped_submissions().items()}
-    return {name: _first_line(path) for name, path in paths.items() if path.is_file()}
+def list_recipes() -> dict[str, Recipe]:
+    """Recipes by name: every folder beside the shipped submissions that has a `fit.py`, itself a submission or not.
+
+    Raises:
+        InputError: one of them does not state what a recipe must.
+    """
+    return {source.parent.name: read_recipe(source) for source in sorted(_submissions_folder().glob("*/fit.py"))}
 
 
-def find_recipe(name: str) -> Path:
-    """The `fit.py` of a recipe.
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name.
 
     Raises:
         UsageError: there is no such recipe.
+        InputError: it does not state what a recipe must.
     """
-    recipes = list_recipes()
-    if name not in recipes:
-        raise unknown_name("recipe", name, recipes, "rove list recipes")
-    return shipped_submissions()[name] / "fit.py"
+    sources = {source.parent.name: source for source in sorted(_submissions_folder().glob("*/fit.py"))}
+    if name not in sources:
+        raise unknown_name("recipe", name, sources, "rove list recipes")
+    return read_recipe(sources[name])
 
 
 def scaffold(name: str, folder: Path) -> Path:
@@ -160,11 +164,6 @@ def _submissions_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InputError("the package `submissions` is not installed; install rove-bench again.")
     return Path(spec.submodule_search_locations[0])
-
-
-def _first_line(module: Path) -> str:
-    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0]
 
 
 def _locate(reference: str) -> Submission:
@@ -219,16 +218,32 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
     return {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
 
 
-def _fingerprint(submission: Submission) -> str:
+def digest_own(submission: Submission) -> str:
+    """Hex sha256 over a submission's files, its function, its arguments and the files that those name."""
     digest = hashlib.sha256(json.dumps([submission.function, dict(sorted(submission.args.items()))]).encode())
     named = (Path(value).expanduser() for _, value in sorted(submission.args.items()))
-    groups = (
-        _files(submission.folder) if submission.is_folder else [submission.module],
-        _files(_submissions_folder() / "backbones"),
-        [path for path in named if path.is_file()],
-    )
-    for path in (path for group in groups for path in group):
+    own = _files(submission.folder) if submission.is_folder else [submission.module]
+    for path in [*own, *(path for path in named if path.is_file())]:
         digest.update(path.name.encode() + b"\0" + sha256_of(path).encode())
+    return digest.hexdigest()
+
+
+def digest_shared_code() -> str:
+    """Hex sha256 over the Python files of all shipped submissions, which those of a fitted one import."""
+    return _digest_code([_submissions_folder()])
+
+
+def digest_recipe(recipe: Recipe) -> str:
+    """Hex sha256 over the Python files of a recipe, and over those that all recipes share."""
+    return _digest_code([recipe.source.parent, _submissions_folder() / "backbones"])
+
+
+def _digest_code(folders: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in _files(folder):
+            if path.suffix == ".py":
+                digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + sha256_of(path).encode())
     return digest.hexdigest()
 
 

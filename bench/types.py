@@ -159,6 +159,17 @@ class Differentiable(Protocol):
 
 
 @runtime_checkable
+class Shared(Protocol):
+    """What an encoder has besides, if a tower of it may be the very one of another submission, such as its base."""
+
+    def tower_ids(self) -> Mapping[str, str]:
+        """For "images" and "texts", or one of them: a hash of code, weights and library versions of that tower.
+
+        Vectors that another submission's tower of the same hash computed are taken from the cache.
+        """
+
+
+@runtime_checkable
 class Reranker(Protocol):
     """What an encoder has besides, if it scores pairs more closely than by a cosine, as a second stage."""
 
@@ -197,6 +208,33 @@ class LoadContext:
 
 
 @dataclass(frozen=True)
+class Base:
+    """The submission that a recipe starts from.
+
+    Args:
+        name: as its manifest says.
+        folder: where its files lie.
+        args: what it is loaded with.
+        shipped: whether it comes with Rove, so that a fitted submission can name it in place of a copy.
+    """
+
+    name: str
+    folder: Path
+    args: Mapping[str, str]
+    shipped: bool
+
+
+class Checkpoint(Protocol):
+    """Where a recipe keeps its state, to go on from after an interruption."""
+
+    def read(self) -> bytes | None:
+        """The latest state of the same fit, or None."""
+
+    def write(self, state: bytes) -> None:
+        """Keeps `state` in place of the one before; a crash leaves one of them whole."""
+
+
+@dataclass(frozen=True)
 class FitContext:
     """What a recipe's `fit(context)` is given.
 
@@ -209,6 +247,9 @@ class FitContext:
         args: what the recipe's `ARGS` names, with `--recipe-arg` over their defaults.
         device: torch's name of the device.
         report: takes one step's figures, such as {"epoch": 1, "loss": 2.3}; they are logged and shown.
+        checkpoint: where the state is kept between interruptions.
+        base: what to start from; None unless the recipe's `NEEDS_BASE` is true.
+        budget_s: seconds of training after which the recipe ends in good order; None is no limit.
     """
 
     train: Collection
@@ -219,3 +260,35 @@ class FitContext:
     args: Mapping[str, str]
     device: str
     report: Callable[[dict[str, float]], None]
+    checkpoint: Checkpoint
+    base: Base | None = None
+    budget_s: float | None = None
+
+
+@dataclass(frozen=True)
+class FitFacts:
+    """What a recipe's `fit` may return: what it did, for the manifest and the model card.
+
+    Args:
+        total: parameters of the base.
+        trainable: parameters that learnt.
+        added: parameters that the fitted submission has more than its base when it is used.
+        mergeable: whether what learnt is folded into the base's own layers.
+        epochs: passes over the training images, as many as were made.
+        steps: optimiser steps.
+        seconds: of training, interruptions apart.
+        relative_seconds: to as many steps of full fine-tuning, timed in the same run; None where there are none.
+        validation_r1: mean of both directions' R@1 on the validation images, in percent, after fitting.
+        base_validation_r1: the same of the base.
+    """
+
+    total: int
+    trainable: int
+    added: int
+    mergeable: bool
+    epochs: float
+    steps: int
+    seconds: float
+    relative_seconds: float | None
+    validation_r1: float
+    base_validation_r1: float

@@ -89,7 +89,10 @@ def _submissions() -> Rows:
 def _recipes() -> Rows:
     from bench.submission import list_recipes
 
-    return [{"name": name, "summary": summary} for name, summary in list_recipes().items()]
+    return [
+        {"name": name, "needs a base": "yes" if recipe.needs_base else "no", "summary": recipe.summary}
+        for name, recipe in list_recipes().items()
+    ]
 
 
 def _shifts() -> Rows:
@@ -144,6 +147,25 @@ def _describe_submission(name: str) -> dict[str, Any] | None:
     except UsageError:
         return None
     return {**found.manifest.model_dump(mode="json"), "fingerprint": found.fingerprint}
+
+
+def _describe_recipe(name: str) -> dict[str, Any] | None:
+    from bench.submission import find_recipe
+
+    try:
+        recipe = find_recipe(name)
+    except UsageError:
+        return None
+    return {
+        "name": name,
+        "method": recipe.method,
+        "version": recipe.version,
+        "needs_base": recipe.needs_base,
+        "recipe_args": {key: value or "the recipe's" for key, value in recipe.args.items()},
+        "model_args": dict(recipe.model_args),
+        "requires": list(recipe.requires),
+        "description": recipe.description,
+    }
 
 
 def _describe_suite(name: str) -> dict[str, Any] | None:
@@ -209,7 +231,7 @@ _LISTS: dict[str, Callable[[], Rows]] = {
 }
 _DESCRIPTIONS: dict[str, Callable[[str], dict[str, Any] | None]] = {
     "submission": _describe_submission,
-    "recipe": _in_list(_recipes),
+    "recipe": _describe_recipe,
     "shift": _in_list(_shifts),
     "attack": _in_list(_attacks),
     "dataset": _describe_dataset,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,31 +83,45 @@ def fit(
     recipe: Annotated[str, typer.Argument(help="A name from `rove list recipes`.", metavar="RECIPE")],
     train: Annotated[str, typer.Option(help="The data set to learn from: NAME[/SPLIT] or FORMAT:PATH[/SPLIT].")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The submission folder to make.")],
+    base: Annotated[
+        str | None, typer.Option(help="The submission to start from, a shipped one's name or a folder.")
+    ] = None,
+    base_arg: Annotated[
+        list[str] | None, typer.Option("--base-arg", help="KEY=VALUE for the base; repeatable.")
+    ] = None,
     validation: Annotated[
-        str | None, typer.Option("--val", help="Data set for choices; default: held out of --train.")
+        str | None, typer.Option("--val", help="Data set for choices; default: split val beside --train, or held out.")
     ] = None,
     data_dir: DataDirs = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same weights on the same machine.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights on the same machine.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Most time to train, such as 90s, 20m or 1.5h.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command was interrupted.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Also draw loss and validation recall, fit.svg.")] = False,
     recipe_arg: Annotated[
         list[str] | None, typer.Option("--recipe-arg", help="KEY=VALUE for the recipe; repeatable.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the submission; default: the recipe's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the submission; default: BASE-RECIPE.")] = None,
     device: Device = "cpu",
     offline: Offline = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
 ) -> None:
     """Train a recipe on a collection; the result is a submission folder."""
-    from bench.data.registry import load_collection
-    from bench.fit import run_fit
+    keep_offline(offline)
+    from bench.fit import choose_recipe, run_fit
+    from bench.fit_data import load_fit_data
 
+    base_args, args = parse_pairs(base_arg or [], "--base-arg"), parse_pairs(recipe_arg or [], "--recipe-arg")
+    budget_s = None if budget is None else parse_duration(budget, "--budget")
+    chosen = choose_recipe(recipe, base, base_args, args)
+    settings = replace(chosen, seed=seed, epochs=epochs, budget_s=budget_s, device=device)
     copies = parse_pairs(data_dir or [], "--data-dir")
-    collection = load_collection(_with_split(train, "train"), data_dirs=copies, offline=offline)
-    held_out = None
-    if validation is not None:
-        held_out = load_collection(_with_split(validation, "val"), data_dirs=copies, offline=offline)
-    args = parse_pairs(recipe_arg or [], "--recipe-arg")
-    run_fit(recipe, collection, held_out, output, seed, epochs, args, name, device, overwrite, print_note)
+    data = load_fit_data(train, validation, chosen.recipe.needs_base, copies, offline, print_note)
+    try:
+        run_fit(settings, data, output, print_note, name=name, resume=resume, overwrite=overwrite, plot=plot)
+    except KeyboardInterrupt:
+        print_error("interrupted; the same command with --resume goes on from the last checkpoint.")
+        raise typer.Exit(130) from None
     print_note(f"wrote {output}. Next: rove check {output}")
     print_data(str(output))
 
@@ -200,6 +216,19 @@ def worker_settings(device: str, dtype: str, offline: bool, timeout: float) -> W
     )
 
 
+def parse_duration(text: str, flag: str) -> float:
+    """The seconds that `90s`, `20m` or `1.5h` stand for.
+
+    Raises:
+        UsageError: it is nothing of that form, or no time at all.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise UsageError(f"{flag} got '{text}'; expected a time such as 90s, 20m or 1.5h.")
+    return seconds
+
+
 def _print_plan(submission: Submission, suite: Suite, settings: RunSettings, as_json: bool) -> None:
     from bench.check import plan_run
 
@@ -227,13 +256,6 @@ def _print_result(result: RunResult, as_json: bool) -> None:
         )
     if as_json:
         print_json({"run": str(result.folder), **summarise_run(result.folder).as_dict()})
-
-
-def _with_split(dataset: str, split: str) -> str:
-    """`dataset` as it is, unless it names no split."""
-    from bench.data.registry import parse_dataset
-
-    return dataset if parse_dataset(dataset).split else f"{dataset}/{split}"
 
 
 def _duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ import PIL.Image
 
 from bench import torchvision_fix
 from bench.errors import RoveError
-from bench.types import Differentiable, DifferentiableReranker, Encoder, LoadContext, Reranker
+from bench.types import Differentiable, DifferentiableReranker, Encoder, LoadContext, Reranker, Shared
 from bench.worker.autograd import HeldGraph, autograd_runs
 from bench.worker.flops import count_flops
 from bench.worker.wire import Channel, MemoryFile
@@ -116,6 +116,7 @@ class _Session:
             "parameters": sum(parameter.numel() for parameter in _parameters(modules)) if modules else None,
             "versions": _versions(request["requires"]),
             "device_name": _device_name(context.device),
+            "tower_ids": dict(self._encoder.tower_ids()) if isinstance(self._encoder, Shared) else {},
         }
 
     def _images(self, sizes: Sequence[tuple[int, int]]) -> list[PIL.Image.Image]:

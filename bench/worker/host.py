@@ -20,8 +20,8 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple
@@ -75,6 +75,7 @@ class Loaded:
 
     Args:
         differentiable: whether it implements `bench.types.Differentiable`, and so on.
+        tower_ids: as `bench.types.Shared` gives them; none for most.
     """
 
     weights_sha256: str
@@ -85,6 +86,7 @@ class Loaded:
     differentiable: bool = False
     reranker: bool = False
     differentiable_reranker: bool = False
+    tower_ids: Mapping[str, str] = field(default_factory=dict)
 
 
 class Flops(NamedTuple):
@@ -334,6 +336,7 @@ class Worker:
                 differentiable=answer["differentiable"] is True,
                 reranker=answer["reranker"] is True,
                 differentiable_reranker=answer["differentiable_reranker"] is True,
+                tower_ids={str(key): str(value) for key, value in answer["tower_ids"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(f"{self._submission.name} answered the load request with nonsense: {error}.") from None

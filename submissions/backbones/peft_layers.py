@@ -1,0 +1,97 @@
+"""What the parameter-efficient recipes share: the layers that they change, and the peft library put in and folded.
+
+The library is imported where it is called: with transformers behind it, that takes seconds which listing and describing
+recipes need not wait for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from bench.errors import InputError, UsageError
+from submissions.backbones.backbone import Backbone
+from submissions.backbones.training import parse_number
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+TOWERS = ("both", "image", "text")
+
+
+def find_layers(backbone: Backbone, parts: Sequence[str], towers: str = "both") -> dict[str, nn.Linear]:
+    """Linear layers of all blocks, by their paths.
+
+    Args:
+        backbone: with split attention if a projection is among the parts.
+        parts: fields of `Block`.
+        towers: one of `TOWERS`; of both, one may have no blocks.
+
+    Raises:
+        InputError: there are no such blocks, or what lies at a path is no linear layer.
+    """
+    sides = {"both": (backbone.image, backbone.text), "image": (backbone.image,), "text": (backbone.text,)}[towers]
+    paths = [getattr(block, part) for side in sides for block in side.blocks for part in parts]
+    if not paths:
+        place = "either tower" if towers == "both" else f"the {towers} tower"
+        raise InputError(
+            f"the base has no transformer blocks in {place}; expected some, as those of open_clip's vision "
+            "transformers and of pocket's text tower."
+        )
+    return {path: _linear_at(backbone, path) for path in paths}
+
+
+def _linear_at(backbone: Backbone, path: str) -> nn.Linear:
+    layer = backbone.module.get_submodule(path)
+    if not isinstance(layer, nn.Linear):
+        raise InputError(
+            f"the base's {path} is of class {type(layer).__name__}; expected a linear layer: start from a base "
+            "without adapters, or from one into which they are folded."
+        )
+    return layer
+
+
+def parse_count(name: str, text: str) -> int:
+    """The whole number, at least one, that a recipe's argument holds.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    value: int = parse_number(name, text, int)
+    if value < 1:
+        raise UsageError(f"--recipe-arg {name} is '{text}'; expected a whole number of at least 1.")
+    return value
+
+
+def match_paths(paths: Iterable[str]) -> str:
+    """A regular expression for these paths alone; in a list, peft takes each for the end of longer paths too.
+
+    open_clip's text tower is the model's own `transformer`, its image tower `visual.transformer`.
+    """
+    return "|".join(map(re.escape, paths))
+
+
+def inject(backbone: Backbone, config: PeftConfig) -> Backbone:
+    """The backbone with the layers that `config` describes; nothing else learns.
+
+    Their dropout is active until the module is put in eval mode.
+    """
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, backbone.module)
+    return backbone
+
+
+def fold(backbone: Backbone) -> None:
+    """Folds peft's layers into those that they wrap, and fuses the attention: the base's modules, with new weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, layer in list(backbone.module.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            backbone.module.set_submodule(path, layer.get_base_layer())
+    del backbone.module.peft_config
+    backbone.fuse_attention()
