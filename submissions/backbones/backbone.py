@@ -201,6 +201,12 @@ def _digest_code(own: Path) -> str:
     return digest.hexdigest()
 
 
+def learn(module: nn.Module, stems: tuple[str, ...]) -> None:
+    """Lets the parameters learn whose names begin with one of `stems`, and no others."""
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name.startswith(stems))
+
+
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of `module` that learn, by name."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}

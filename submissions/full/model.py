@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from bench.errors import UsageError
 from bench.types import LoadContext
-from submissions.backbones.backbone import Backbone
+from submissions.backbones.backbone import Backbone, learn
 from submissions.backbones.fitted import load_fitted
 
 TOWERS = ("both", "image", "text")
@@ -22,8 +22,7 @@ def attach(backbone: Backbone, args: Mapping[str, str]) -> Backbone:
     if towers not in TOWERS:
         raise UsageError(f"--recipe-arg towers is '{towers}'; expected {', '.join(TOWERS)}.")
     stems = {"both": ("",), "image": backbone.image.stems, "text": backbone.text.stems}[towers]
-    for name, parameter in backbone.module.named_parameters():
-        parameter.requires_grad_(name.startswith(stems))
+    learn(backbone.module, stems)
     return backbone
 
 

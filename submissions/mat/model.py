@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.types import LoadContext
-from submissions.backbones.backbone import Backbone
+from submissions.backbones.backbone import Backbone, learn
 from submissions.backbones.fitted import load_fitted
 
 
 def attach(backbone: Backbone, args: Mapping[str, str]) -> Backbone:
     """The base itself, in which every parameter of both towers learns."""
-    stems = backbone.image.stems + backbone.text.stems
-    for name, parameter in backbone.module.named_parameters():
-        parameter.requires_grad_(name.startswith(stems))
+    learn(backbone.module, backbone.image.stems + backbone.text.stems)
     return backbone
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,17 @@ import PIL.Image
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torchvision.transforms.functional import to_tensor
 
 from bench.check import check_submission
 from bench.data.registry import load_collection
 from bench.errors import SubmissionError
 from bench.evaluate import rank_direction, to_unit
+from bench.fit import choose_recipe, run_fit
+from bench.fit_data import FitData
 from bench.metrics import hit
-from bench.submission import Submission, find_submission, scaffold, shipped_submissions
+from bench.submission import Submission, find_recipe, find_submission, list_recipes, scaffold, shipped_submissions
 from bench.worker.host import Worker, WorkerSettings
 from submissions.backbones.open_clip_encoder import OpenClipEncoder
 
@@ -39,8 +42,8 @@ def loadable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submission]:
     from submissions.pocket.model import HEAD_FILE, build_heads
 
     save_file(build_heads().state_dict(), pocket / HEAD_FILE)
-    return {
-        "tiny": find_submission("tiny"),
+    ready = {name: find_submission(name) for name in SHIPPED if name not in ("openclip", "pocket")}
+    return ready | {
         "openclip": find_submission("openclip", {"model": "ViT-S-32-alt", "pretrained": str(checkpoint)}),
         "pocket": find_submission(str(pocket)),
     }
@@ -59,6 +62,23 @@ def test_loading_twice_gives_the_same_weights(name: str, loadable: dict[str, Sub
     with Worker(loadable[name], settings) as first, Worker(loadable[name], settings) as second:
         assert first.loaded.weights_sha256 == second.loaded.weights_sha256
         assert (first.loaded.parameters or 0) > 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, recipe in list_recipes().items() if recipe.needs_base])
+def test_what_a_recipe_writes_is_a_submission_of_the_size_that_it_states(name: str, tmp_path: Path) -> None:
+    cheap = {"batch": "4", "steps": "1", "rho": "2"}
+    known = find_recipe(name).args
+    settings = choose_recipe(name, "tiny", {}, {key: value for key, value in cheap.items() if key in known})
+    data = FitData(load_collection("scenes/train").head(8), load_collection("scenes/val").head(4))
+    run_fit(replace(settings, epochs=1), data, tmp_path / "fitted", lambda line: None)
+    fitted = find_submission(str(tmp_path / "fitted"))
+    learnt = load_file(tmp_path / "fitted" / "weights.safetensors")
+    assert fitted.manifest.parameters.trainable == sum(tensor.numel() for tensor in learnt.values())
+    with Worker(fitted, WorkerSettings(offline=True)) as worker:
+        assert worker.loaded.parameters == fitted.manifest.parameters.total
+    report = check_submission(fitted, WorkerSettings(offline=True), batch_size=8)
+    assert report.passed, [step for step in report.steps if not step.passed]
 
 
 def test_openclip_agrees_with_open_clip_itself(loadable: dict[str, Submission]) -> None:
