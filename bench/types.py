@@ -277,7 +277,8 @@ class FitFacts:
         epochs: passes over the training images, as many as were made.
         steps: optimiser steps.
         seconds: of training, interruptions apart.
-        relative_seconds: to as many steps of full fine-tuning, timed in the same run; None where there are none.
+        relative_seconds: of computing, decoding apart, to as many steps of full fine-tuning that were timed in the same
+            run; None where there are none.
         validation_r1: mean of both directions' R@1 on the validation images, in percent, after fitting.
         base_validation_r1: the same of the base.
     """

