@@ -13,8 +13,8 @@ from bench.errors import UsageError
 from bench.types import LoadContext
 from submissions.backbones.backbone import Backbone
 from submissions.backbones.fitted import load_fitted
-from submissions.backbones.peft_layers import find_layers, parse_count
-from submissions.backbones.training import parse_number
+from submissions.backbones.peft_layers import find_layers
+from submissions.backbones.plan import parse_count, parse_number
 
 PLACES = {"1": ("down",), "2": ("out", "down")}
 

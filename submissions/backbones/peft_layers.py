@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from bench.errors import InputError, UsageError
+from bench.errors import InputError
 from submissions.backbones.backbone import Backbone
-from submissions.backbones.training import parse_number
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -52,18 +51,6 @@ def _linear_at(backbone: Backbone, path: str) -> nn.Linear:
             "without adapters, or from one into which they are folded."
         )
     return layer
-
-
-def parse_count(name: str, text: str) -> int:
-    """The whole number, at least one, that a recipe's argument holds.
-
-    Raises:
-        UsageError: it holds something else.
-    """
-    value: int = parse_number(name, text, int)
-    if value < 1:
-        raise UsageError(f"--recipe-arg {name} is '{text}'; expected a whole number of at least 1.")
-    return value
 
 
 def match_paths(paths: Iterable[str]) -> str:

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.errors import UsageError
-from submissions.backbones.training import parse_number
+from submissions.backbones.plan import parse_count, parse_number
 
 PIXEL_ARGS = {"eps": "2", "steps": "10", "step_size": "1"}
 TEXT_ARGS = {"rho": "50", "k": "1"}
@@ -75,10 +74,7 @@ class TextSearch:
         Raises:
             UsageError: `k` is no whole number of at least 0, or `rho` of at least 1.
         """
-        search = cls(parse_number("k", args["k"], int), parse_number("rho", args["rho"], int))
-        if search.rho < 1:
-            raise UsageError(f"--recipe-arg rho is '{args['rho']}'; expected at least 1 candidate.")
-        return search
+        return cls(parse_number("k", args["k"], int), parse_count("rho", args["rho"]))
 
 
 def perturb_pixels(

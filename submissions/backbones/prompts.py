@@ -9,9 +9,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, empty, nn
 
-from bench.errors import InputError, UsageError
+from bench.errors import InputError
 from submissions.backbones.backbone import Backbone, Changed, Prompts, Tower
-from submissions.backbones.training import parse_number
 
 INIT_STD = 0.02
 PART = "prompts"
@@ -68,18 +67,6 @@ def add_part(base: Backbone, prompts: nn.Module) -> None:
 
 def _embed(embed: Callable[[Any, Prompts], Tensor], make: Callable[[], Prompts], items: Any) -> Tensor:
     return embed(items, make())
-
-
-def parse_count(name: str, text: str) -> int:
-    """The positive whole number that a recipe's argument holds.
-
-    Raises:
-        UsageError: it holds something else.
-    """
-    value: int = parse_number(name, text, int)
-    if value < 1:
-        raise UsageError(f"--recipe-arg {name} is '{text}'; expected a whole number of at least 1.")
-    return value
 
 
 def depth_of(tower: Tower, kind: str, most: int) -> int:

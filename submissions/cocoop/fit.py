@@ -23,16 +23,10 @@ from torch.nn import functional
 
 from bench.types import FitContext, FitFacts
 from submissions.backbones.backbone import Backbone
-from submissions.backbones.training import (
-    PLAN_ARGS,
-    Batch,
-    Examples,
-    Plan,
-    Student,
-    embed_captions,
-    embed_images,
-    fit_on_base,
-)
+from submissions.backbones.examples import Batch, Examples
+from submissions.backbones.plan import PLAN_ARGS, Plan
+from submissions.backbones.retrieval import Student, embed_captions, embed_images
+from submissions.backbones.training import fit_on_base
 from submissions.cocoop.model import Conditioned, attach
 
 NEEDS_BASE = True

@@ -14,7 +14,8 @@ from torch.nn import functional
 from bench.types import LoadContext
 from submissions.backbones.backbone import Backbone, Changed
 from submissions.backbones.fitted import load_fitted
-from submissions.backbones.prompts import Tokens, add_part, depth_of, parse_count
+from submissions.backbones.plan import parse_count
+from submissions.backbones.prompts import Tokens, add_part, depth_of
 
 BLANK_PX = 32
 REDUCTION = 16

@@ -11,7 +11,8 @@ Source: arXiv:2109.01134, section 3.2; the repository KaiyangZhou/CoOp (trainers
 from __future__ import annotations
 
 from bench.types import FitContext, FitFacts
-from submissions.backbones.training import PLAN_ARGS, Plan, fit_on_base
+from submissions.backbones.plan import PLAN_ARGS, Plan
+from submissions.backbones.training import fit_on_base
 from submissions.coop.model import attach
 
 NEEDS_BASE = True

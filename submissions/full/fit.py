@@ -9,7 +9,8 @@ use 1e-6 to 1e-5 with far larger batches and models.
 from __future__ import annotations
 
 from bench.types import FitContext, FitFacts
-from submissions.backbones.training import PLAN_ARGS, Plan, fit_on_base
+from submissions.backbones.plan import PLAN_ARGS, Plan
+from submissions.backbones.training import fit_on_base
 from submissions.full.model import attach
 
 NEEDS_BASE = True

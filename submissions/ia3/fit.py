@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from bench.types import FitContext, FitFacts
 from submissions.backbones.peft_layers import fold
-from submissions.backbones.training import PLAN_ARGS, Plan, fit_on_base
+from submissions.backbones.plan import PLAN_ARGS, Plan
+from submissions.backbones.training import fit_on_base
 from submissions.ia3.model import attach
 
 NEEDS_BASE = True

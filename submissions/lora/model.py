@@ -11,8 +11,8 @@ from bench.errors import UsageError
 from bench.types import LoadContext
 from submissions.backbones.backbone import Backbone
 from submissions.backbones.fitted import load_fitted
-from submissions.backbones.peft_layers import TOWERS, find_layers, fold, inject, match_paths, parse_count
-from submissions.backbones.training import parse_number
+from submissions.backbones.peft_layers import TOWERS, find_layers, fold, inject, match_paths
+from submissions.backbones.plan import parse_count, parse_number
 
 PARTS = {"q": "query", "k": "key", "v": "value", "o": "out", "up": "up", "down": "down"}
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from bench.types import LoadContext
 from submissions.backbones.backbone import Backbone
 from submissions.backbones.fitted import load_fitted
-from submissions.backbones.prompts import Tokens, add_prompts, depth_of, parse_count
+from submissions.backbones.plan import parse_count
+from submissions.backbones.prompts import Tokens, add_prompts, depth_of
 
 
 class Coupled(nn.Module):

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from bench.types import FitContext, FitFacts
 from submissions.backbones.backbone import Backbone
+from submissions.backbones.examples import Batch
 from submissions.backbones.perturb import (
     PIXEL_ARGS,
     TEXT_ARGS,
@@ -28,7 +29,9 @@ from submissions.backbones.perturb import (
     perturb_pixels,
     perturb_texts,
 )
-from submissions.backbones.training import PLAN_ARGS, Batch, Objective, Plan, Student, contrastive, fit_on_base
+from submissions.backbones.plan import PLAN_ARGS, Plan
+from submissions.backbones.retrieval import Objective, Student, contrastive
+from submissions.backbones.training import fit_on_base
 from submissions.mat.model import attach
 
 NEEDS_BASE = True

@@ -18,8 +18,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.types import FitContext, FitFacts
+from submissions.backbones.examples import Batch
 from submissions.backbones.perturb import PIXEL_ARGS, PixelSearch, perturb_pixels
-from submissions.backbones.training import PLAN_ARGS, Batch, Objective, Plan, Student, fit_on_base
+from submissions.backbones.plan import PLAN_ARGS, Plan
+from submissions.backbones.retrieval import Objective, Student
+from submissions.backbones.training import fit_on_base
 from submissions.tecoa.model import attach
 
 NEEDS_BASE = True

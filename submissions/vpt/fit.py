@@ -13,7 +13,8 @@ Source: arXiv:2203.12119, section 3.2; the repository muzairkhattak/multimodal-p
 from __future__ import annotations
 
 from bench.types import FitContext, FitFacts
-from submissions.backbones.training import PLAN_ARGS, Plan, fit_on_base
+from submissions.backbones.plan import PLAN_ARGS, Plan
+from submissions.backbones.training import fit_on_base
 from submissions.vpt.model import attach
 
 NEEDS_BASE = True

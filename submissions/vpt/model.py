@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from bench.types import LoadContext
 from submissions.backbones.backbone import Backbone
 from submissions.backbones.fitted import load_fitted
-from submissions.backbones.prompts import Tokens, add_prompts, depth_of, parse_count
+from submissions.backbones.plan import parse_count
+from submissions.backbones.prompts import Tokens, add_prompts, depth_of
 
 
 def attach(backbone: Backbone, args: Mapping[str, str]) -> Backbone:

@@ -10,7 +10,9 @@ Source: arXiv:2109.01903, section 4, equation 1.
 from __future__ import annotations
 
 from bench.types import FitContext, FitFacts, LoadContext
-from submissions.backbones.training import Examples, fit_on_base, recall_at_1, split_collection
+from submissions.backbones.examples import Examples, split_collection
+from submissions.backbones.retrieval import recall_at_1
+from submissions.backbones.training import fit_on_base
 from submissions.full import fit as full
 from submissions.full.model import attach
 from submissions.wise_ft.model import load

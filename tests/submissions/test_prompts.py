@@ -18,9 +18,10 @@ from bench.data.scenes import load_scenes
 from bench.errors import InputError, UsageError
 from bench.types import Differentiable, DifferentiableReranker, LoadContext, Reranker
 from submissions.backbones.backbone import Backbone, Tower, count, trainable
+from submissions.backbones.examples import Batch, Examples
 from submissions.backbones.fitted import digest_of, load_base
 from submissions.backbones.open_clip_encoder import OpenClipEncoder
-from submissions.backbones.training import Batch, Examples, Student
+from submissions.backbones.retrieval import Student
 from submissions.cocoop import fit as cocoop_fit
 from submissions.cocoop import model as cocoop
 from submissions.coop import fit as coop_fit

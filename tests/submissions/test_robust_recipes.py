@@ -18,6 +18,7 @@ from bench.data.scenes import load_scenes
 from bench.errors import UsageError
 from bench.types import Collection, LoadContext
 from submissions.backbones.backbone import Backbone, count, trainable
+from submissions.backbones.examples import Batch, Examples, Sampler
 from submissions.backbones.fitted import WEIGHTS_FILE, load_base
 from submissions.backbones.open_clip_encoder import OpenClipEncoder
 from submissions.backbones.perturb import (
@@ -30,7 +31,7 @@ from submissions.backbones.perturb import (
     perturb_texts,
     squared_distance,
 )
-from submissions.backbones.training import Batch, Examples, Sampler, Student, contrastive, recall_at_1
+from submissions.backbones.retrieval import Student, contrastive, recall_at_1
 from submissions.fare import fit as fare
 from submissions.leaf import fit as leaf
 from submissions.mat import fit as mat

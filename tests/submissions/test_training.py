@@ -14,17 +14,12 @@ from safetensors.torch import load_file, save_file
 from bench.data.scenes import load_scenes
 from bench.errors import InputError, UsageError
 from bench.types import Collection, LoadContext
+from submissions.backbones import examples as examples_module
 from submissions.backbones import training
+from submissions.backbones.examples import Examples, Sampler, split_collection
 from submissions.backbones.fitted import load_base, load_base_of
-from submissions.backbones.training import (
-    Examples,
-    Plan,
-    Sampler,
-    contrastive,
-    cosine_rate,
-    recall_of,
-    split_collection,
-)
+from submissions.backbones.plan import Plan, cosine_rate
+from submissions.backbones.retrieval import contrastive, recall_of
 from submissions.full import fit as full
 from submissions.full.model import load as load_full
 from submissions.wise_ft import fit as wise_ft
@@ -92,7 +87,7 @@ def test_pixels_are_those_of_the_backbone_kept_or_not(monkeypatch: pytest.Monkey
     base, collection = load_base(tiny_base(), "cpu"), load_scenes("scenes", "train").head(6)
     expected = base.pixels([image.decode() for image in collection.images])
     examples = Examples(collection, base)
-    monkeypatch.setattr(training, "MOST_PIXEL_BYTES", 2 * expected[0].numel())
+    monkeypatch.setattr(examples_module, "MOST_PIXEL_BYTES", 2 * expected[0].numel())
     for rows in ([4, 0, 5], [0, 1, 4]):
         torch.testing.assert_close(examples.pixels(rows), expected[rows], rtol=0, atol=1e-7)
     assert len(examples._kept) == 2
