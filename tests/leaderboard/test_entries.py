@@ -13,7 +13,8 @@ from bench.bundle import make_bundle, read_results, validate_bundle
 from bench.errors import InputError
 from bench.run import RunResult
 from bench.store import cache_folder
-from leaderboard.entries import N_RANK_RESAMPLES, Reference, read_entry, read_reference, summarise_bundle
+from leaderboard import entries
+from leaderboard.entries import N_RANK_RESAMPLES, read_entry, read_reference, summarise_bundle
 
 
 @pytest.fixture
@@ -74,9 +75,22 @@ def test_mce_is_the_mean_over_shifts_of_ratios_of_sums(bundle: Path) -> None:
     for record in reference.scores.records:  # a reference that makes half of the errors in every cell
         value, replicates = reference.scores.of(record)
         reference.scores._known[(record.cell.slug, ())] = (0.5 + value / 2, 0.5 + replicates / 2)
-    entry = summarise_bundle(results, "0" * 64, Reference("1" * 64, reference.scores)).entry
+    entry = summarise_bundle(results, "0" * 64, reference).entry
     assert entry.mce is not None
     assert entry.mce.value == pytest.approx(2)
+
+
+def test_where_entries_are_cached_no_bundle_is_validated_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = read_entry(bundle, read_reference(bundle)).entry
+
+    def validate_again(folder: Path) -> None:
+        raise AssertionError(f"{folder} was validated again")
+
+    monkeypatch.setattr(entries, "validate_bundle", validate_again)
+    assert read_entry(bundle, read_reference(bundle)).entry == first
+    monkeypatch.setenv("ROVE_CACHE", f"{bundle}-elsewhere")
+    with pytest.raises(AssertionError, match="was validated again"):
+        read_reference(bundle)
 
 
 def test_the_tables_hold_every_images_hits(bundle: Path) -> None:
