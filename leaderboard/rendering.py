@@ -101,8 +101,10 @@ def figure(estimate: Estimate | None, scale: float = 1, digits: int = 1) -> Figu
 
 
 def millions(count: int | None) -> str:
-    """Parameters as people say them: `4.9 M`."""
-    return "" if count is None else f"{count / 1e6:,.1f} M"
+    """Parameters as people say them: `4.9 M`, `24.6 k`."""
+    if count is None:
+        return ""
+    return f"{count / 1e6:,.1f} M" if count >= 100_000 else f"{count / 1e3:.1f} k"
 
 
 def short(number: float | None) -> str:

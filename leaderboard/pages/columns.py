@@ -273,6 +273,16 @@ def _cost() -> Iterator[Column]:
         kind="number",
     )
     yield Column(
+        "trainable",
+        "cost",
+        "Trained",
+        "",
+        "Parameters that learnt when it was fitted, as the submission states.",
+        lambda row: _number(row.entry.manifest.submission.parameters.trainable, millions),
+        better="low",
+        kind="number",
+    )
+    yield Column(
         "image_ms",
         "cost",
         "Image",

@@ -40,6 +40,7 @@ def _cells(row: Row) -> Iterator[tuple[str, object]]:
         "place_high": standing.last,
         "tie_group": standing.tie_group,
         "parameters": entry.parameters,
+        "trainable": entry.manifest.submission.parameters.trainable,
         "image_ms": entry.image_ms,
         "text_ms": entry.text_ms,
     }.items()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.metrics import HIT_CUTOFFS
-from bench.records import Estimate, Parameters
+from bench.records import Estimate, Fit, Parameters
 from bench.timing_records import Served, Stage, TimingRecord
 from leaderboard.boards import Board
 from leaderboard.entries import Attacked, Entry, Score
@@ -68,11 +68,23 @@ def _facts(entry: Entry) -> Iterator[tuple[str, str]]:
         "Base": submission.base,
         "Authors": ", ".join(submission.authors),
         "Licence": submission.license,
+        "Fitted by": _fit(submission.fit) if submission.fit else "",
         "Weights have seen": ", ".join(submission.trained_on),
         "Parameters": _parameters(entry.manifest.parameters, submission.parameters),
         "Arguments": ", ".join(f"{key}={value}" for key, value in entry.manifest.args.items()),
     }
     return ((name, value) for name, value in facts.items() if value)
+
+
+def _fit(fit: Fit) -> str:
+    """Which recipe, how long, and how its own choices were made."""
+    args = " ".join(f"{key}={value}" for key, value in fit.args.items() if value)
+    parts = [f"{fit.recipe}, version {fit.version}{f' ({args})' if args else ''}", f"seed {fit.seed}"]
+    parts += [] if fit.epochs is None else [f"{fit.epochs:.3g} epochs"]
+    parts += [] if fit.relative_seconds is None else [f"{fit.relative_seconds:.2f} of the time of full fine-tuning"]
+    parts += [f"choices made on {fit.validation}"]
+    parts += ["has seen images of a test split"] if fit.saw_evaluation_data else []
+    return ", ".join(parts)
 
 
 def _parameters(counted: int | None, stated: Parameters) -> str:

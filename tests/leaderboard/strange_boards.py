@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from bench.records import Cell, RunManifest, suite_digest
+from bench.records import Cell, Fit, RunManifest, TrainingData, suite_digest
 from leaderboard.boards import Board, Boards, Row, Source, Unranked, unique_slugs
 from leaderboard.entries import N_RANK_RESAMPLES, Entry, Hits, Resamples, Score, Summarised
 from leaderboard.history import Change, Revision
@@ -119,7 +119,7 @@ class Tally(BaseModel):
 
 def strange_boards(real: Summarised, folder: Path, tally: Tally) -> Boards:
     """One board with a row, a cell and a family per payload, and asides of the site made of payloads."""
-    suite_wide = with_strange_cells(real.entry, tally)
+    suite_wide = with_strange_cells(with_fit(real.entry), tally)
     entries = [plant(suite_wide, payload, tally) for payload in PAYLOADS]
     rng = np.random.default_rng(0)
     resamples = [made_resamples(entry, rng) for entry in entries]
@@ -158,6 +158,24 @@ def strange_hits(entry: Entry) -> Hits:
     hits = rng.integers(0, 2, len(names) * n_images).astype(np.uint8)
     queries = zlib.compress(np.ones_like(hits).tobytes())
     return Hits(names, (PAYLOADS[0],) * len(names), (n_images,) * len(names), zlib.compress(hits.tobytes()), queries)
+
+
+def with_fit(entry: Entry) -> Entry:
+    """The entry of a submission that `rove fit` made, every field of which says something."""
+    data = [TrainingData(name="scenes/train", sha256="0" * 64, n_images=2, n_captions=3)]
+    fit = Fit(
+        recipe="lora",
+        version=1,
+        seed=0,
+        args={"rank": "2"},
+        data=data,
+        validation="scenes/val",
+        epochs=2.5,
+        relative_seconds=0.25,
+        saw_evaluation_data=True,
+    )
+    submission = entry.manifest.submission.model_copy(update={"fit": fit})
+    return entry.model_copy(update={"manifest": entry.manifest.model_copy(update={"submission": submission})})
 
 
 def with_strange_cells(entry: Entry, tally: Tally) -> Entry:

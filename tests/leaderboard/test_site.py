@@ -200,6 +200,29 @@ def test_a_script_url_is_refused_with_its_bundle(bundle: Path, tmp_path: Path) -
     assert "no_boards" not in built.page.read_text()
 
 
+def test_a_fitted_submission_says_how_it_was_made(bundle: Path, tmp_path: Path) -> None:
+    run = json.loads((bundle / "run.json").read_text())
+    run["submission"]["parameters"] = {"total": 5_000_000, "trainable": 24_576, "added": 0}
+    run["submission"]["fit"] = {
+        "recipe": "lora",
+        "version": 2,
+        "seed": 7,
+        "args": {"rank": "2", "lr": ""},
+        "data": [{"name": "scenes/train", "sha256": "0" * 64, "n_images": 4000, "n_captions": 20000}],
+        "validation": "scenes/val",
+        "epochs": 2.5,
+        "relative_seconds": 0.831,
+        "saw_evaluation_data": True,
+    }
+    (bundle / "run.json").write_text(json.dumps(run))
+    assert not build_site([reindexed(bundle)], tmp_path / "site").rejected
+    page = text_of(tmp_path / "site" / SUITE / "submissions" / "colours.html")
+    assert "lora, version 2 (rank=2), seed 7, 2.5 epochs, 0.83 of the time of full fine-tuning" in page
+    assert "choices made on scenes/val, has seen images of a test split" in page
+    assert "24,576 trainable (stated)" in page
+    assert "24.6 k" in text_of(tmp_path / "site" / SUITE / "index.html")
+
+
 def test_timings_are_shown_with_what_they_were_measured_on(finished_run: RunResult, tmp_path: Path) -> None:
     build_site([timed(finished_run, tmp_path, flags=("noisy",))], tmp_path / "site")
     page = text_of(tmp_path / "site" / SUITE / "submissions" / "colours.html")
