@@ -18,7 +18,7 @@ from submissions.backbones.training import fit_on_base
 NEEDS_BASE = True
 VERSION = 1
 METHOD = "bottleneck adapter"
-ARGS = {"rank": "64", "scale": "1.0", "places": "1", **PLAN_ARGS}
+ARGS = {"rank": "64", "scale": "1.0", "places": "1", "towers": "both", **PLAN_ARGS}
 PLAN = Plan(epochs=10, batch=32, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.999))
 
 

@@ -68,7 +68,7 @@ def attach(backbone: Backbone, args: Mapping[str, str]) -> Backbone:
     if args["places"] == "2":
         backbone.split_attention()
     backbone.module.requires_grad_(False)
-    for path, layer in find_layers(backbone, PLACES[args["places"]]).items():
+    for path, layer in find_layers(backbone, PLACES[args["places"]], args["towers"]).items():
         backbone.module.set_submodule(path, Adapted(layer, rank, scale))
     return backbone
 

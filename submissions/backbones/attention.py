@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -61,8 +64,8 @@ class SplitAttention(nn.Module):
 
 
 def split_attention(module: nn.Module) -> None:
-    """Replaces every `nn.MultiheadAttention` within `module` by its split form."""
-    _replace(module, nn.MultiheadAttention, SplitAttention)
+    """Replaces every `nn.MultiheadAttention` within `module` by its split form, unless its inputs differ in width."""
+    _replace(module, nn.MultiheadAttention, lambda fused: SplitAttention(fused) if fused._qkv_same_embed_dim else fused)
 
 
 def fuse_attention(module: nn.Module) -> None:
@@ -70,8 +73,8 @@ def fuse_attention(module: nn.Module) -> None:
     _replace(module, SplitAttention, SplitAttention.fused)
 
 
-def _replace(module: nn.Module, kind: type, made: object) -> None:
+def _replace(module: nn.Module, kind: type, made: Callable[[Any], nn.Module]) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, kind):
-                setattr(parent, name, made(child))  # type: ignore[operator]
+                setattr(parent, name, made(child))

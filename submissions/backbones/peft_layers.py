@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from bench.errors import InputError
+from bench.errors import InputError, UsageError
 from submissions.backbones.backbone import Backbone
 
 if TYPE_CHECKING:
@@ -21,25 +21,30 @@ if TYPE_CHECKING:
 TOWERS = ("both", "image", "text")
 
 
-def find_layers(backbone: Backbone, parts: Sequence[str], towers: str = "both") -> dict[str, nn.Linear]:
+def find_layers(backbone: Backbone, parts: Sequence[str], towers: str) -> dict[str, nn.Linear]:
     """Linear layers of all blocks, by their paths.
 
     Args:
         backbone: with split attention if a projection is among the parts.
         parts: fields of `Block`.
-        towers: one of `TOWERS`; of both, one may have no blocks.
+        towers: one of `TOWERS`.
 
     Raises:
-        InputError: there are no such blocks, or what lies at a path is no linear layer.
+        InputError: a tower has no such blocks, or what lies at a path is no linear layer.
+        UsageError: there are no such towers.
     """
-    sides = {"both": (backbone.image, backbone.text), "image": (backbone.image,), "text": (backbone.text,)}[towers]
-    paths = [getattr(block, part) for side in sides for block in side.blocks for part in parts]
-    if not paths:
-        place = "either tower" if towers == "both" else f"the {towers} tower"
-        raise InputError(
-            f"the base has no transformer blocks in {place}; expected some, as those of open_clip's vision "
-            "transformers and of pocket's text tower."
-        )
+    if towers not in TOWERS:
+        raise UsageError(f"--recipe-arg towers is '{towers}'; expected {', '.join(TOWERS)}.")
+    named = {"image": backbone.image, "text": backbone.text}
+    sides = named if towers == "both" else {towers: named[towers]}
+    for name, side in sides.items():
+        if not side.blocks:
+            other = "text" if name == "image" else "image"
+            raise InputError(
+                f"the base's {name} tower has no transformer blocks whose layers have names, as open_clip's own vision "
+                f"transformers have. --recipe-arg towers={other} changes the other tower alone."
+            )
+    paths = [getattr(block, part) for side in sides.values() for block in side.blocks for part in parts]
     return {path: _linear_at(backbone, path) for path in paths}
 
 

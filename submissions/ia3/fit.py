@@ -20,7 +20,7 @@ NEEDS_BASE = True
 VERSION = 1
 METHOD = "(IA)^3"
 REQUIRES = ["peft"]
-ARGS = dict(PLAN_ARGS)
+ARGS = {"towers": "both", **PLAN_ARGS}
 PLAN = Plan(epochs=10, batch=32, lr=5e-3, weight_decay=0.0, warmup=0.06, betas=(0.9, 0.999))
 
 

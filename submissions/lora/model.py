@@ -11,7 +11,7 @@ from bench.errors import UsageError
 from bench.types import LoadContext
 from submissions.backbones.backbone import Backbone
 from submissions.backbones.fitted import load_fitted
-from submissions.backbones.peft_layers import TOWERS, find_layers, fold, inject, match_paths
+from submissions.backbones.peft_layers import find_layers, fold, inject, match_paths
 from submissions.backbones.plan import parse_count, parse_number
 
 PARTS = {"q": "query", "k": "key", "v": "value", "o": "out", "up": "up", "down": "down"}
@@ -70,8 +70,6 @@ def read_settings(args: Mapping[str, str]) -> Settings:
     dropout = parse_number("dropout", args["dropout"], float)
     if dropout >= 1:
         raise UsageError(f"--recipe-arg dropout is '{args['dropout']}'; expected a number of at least 0 and below 1.")
-    if args["towers"] not in TOWERS:
-        raise UsageError(f"--recipe-arg towers is '{args['towers']}'; expected {', '.join(TOWERS)}.")
     rank, alpha = parse_count("rank", args["rank"]), parse_count("alpha", args["alpha"])
     return Settings(rank, alpha, dropout, _read_targets(args["targets"]), args["towers"])
 

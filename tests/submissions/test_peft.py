@@ -243,14 +243,25 @@ def test_an_argument_that_cannot_be_is_named(recipe: ModuleType, args: Mapping[s
 
 
 @pytest.mark.parametrize(("recipe", "args"), METHODS)
-def test_a_tower_without_blocks_is_left_and_two_such_are_refused(recipe: ModuleType, args: Mapping[str, str]) -> None:
+def test_a_tower_without_blocks_is_named_and_left_when_asked(recipe: ModuleType, args: Mapping[str, str]) -> None:
     backbone = load_base(tiny_base(), "cpu")
     backbone.image = Tower((), 0, ("visual.",))
-    assert not any(name.startswith("visual.") for name in trainable(attached(recipe, args, backbone).module))
-    bare = load_base(tiny_base(), "cpu")
-    bare.image, bare.text = Tower((), 0, ()), Tower((), 0, ())
-    with pytest.raises(InputError, match="no transformer blocks"):
-        attached(recipe, args, bare)
+    with pytest.raises(InputError, match="image tower has no transformer blocks.*towers=text"):
+        attached(recipe, args, backbone)
+    text = attached(recipe, {**args, "towers": "text"}, backbone)
+    assert not any(name.startswith("visual.") for name in trainable(text.module))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("ViT-L-14", 405_504), ("ViT-H-14-CLIPA", 786_432), ("coca_ViT-B-32", 184_320)]
+)
+def test_other_open_clip_models_are_backbones_too(name: str, expected: int) -> None:
+    """3 projections x rank 2 x (width in + width out) x blocks of both towers, whatever else the model has."""
+    config = {key: value for key, value in open_clip.get_model_config(name).items() if key != "custom_text"}
+    with torch.device("meta"):
+        model = (open_clip.CoCa if "multimodal_cfg" in config else open_clip.CLIP)(**config)
+    backbone = OpenClipEncoder(model, lambda image: image, lambda texts: texts, "meta", "float32")
+    assert count(trainable(attached(lora, {}, backbone).module)) == expected
 
 
 def test_layers_with_adapters_are_no_place_for_others() -> None:
@@ -267,7 +278,7 @@ def test_pocket_s_text_tower_can_be_adapted(recipe: ModuleType, expected: int) -
     backbone = Pocket(heads["images"], heads["texts"], "cpu")
     names, texts = set(shapes(backbone.module)), ["a dog in the snow", "two cats"]
     before = backbone.encode_texts(texts)
-    attached(recipe, {}, backbone)
+    attached(recipe, {"towers": "text"}, backbone)
     assert count(trainable(backbone.module)) == expected
     assert np.abs(backbone.encode_texts(texts) - before).max() < 1e-6
     disturb(backbone)
