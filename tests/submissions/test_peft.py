@@ -246,7 +246,7 @@ def test_an_argument_that_cannot_be_is_named(recipe: ModuleType, args: Mapping[s
 def test_a_tower_without_blocks_is_named_and_left_when_asked(recipe: ModuleType, args: Mapping[str, str]) -> None:
     backbone = load_base(tiny_base(), "cpu")
     backbone.image = Tower((), 0, ("visual.",))
-    with pytest.raises(InputError, match="image tower has no transformer blocks.*towers=text"):
+    with pytest.raises(InputError, match=r"image tower has no transformer blocks.*towers=text"):
         attached(recipe, args, backbone)
     text = attached(recipe, {**args, "towers": "text"}, backbone)
     assert not any(name.startswith("visual.") for name in trainable(text.module))
