@@ -148,7 +148,7 @@ def unique_slugs(names: Iterable[str]) -> list[str]:
     taken: dict[str, int] = {}
     slugs = []
     for name in names:
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:80] or "unnamed"
+        slug = re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:80] or "unnamed"
         taken[slug] = taken.get(slug, 0) + 1
         slugs.append(slug if taken[slug] == 1 else f"{slug}--{taken[slug]}")
     return slugs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,7 @@ from bench.records import Estimate
 from leaderboard.sizes import name_size
 
 if TYPE_CHECKING:
-    from leaderboard.boards import Board
+    pass
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -114,16 +113,6 @@ def short(number: float | None) -> str:
     return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
-def shift_path(board: Board, change: str) -> str:
-    """Where the page of a shift lies, from the site's folder."""
-    return f"{board.slug}/shifts/{slug_of(change)}.html"
-
-
-def slug_of(name: str) -> str:
-    """A name as it may stand in a URL or a file name."""
-    return re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-")[:80] or "unnamed"
-
-
 def make_environment() -> Environment:
     """Templates that escape everything and know the functions of this module."""
     environment = Environment(
@@ -142,5 +131,4 @@ def make_environment() -> Environment:
         "short": short,
         "name_size": name_size,
     }
-    environment.globals["shift_path"] = shift_path
     return environment

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from bench.locks import Change
 from bench.records import Estimate, estimate
-from leaderboard.boards import Board, Row
+from leaderboard.boards import Board, Row, unique_slugs
 from leaderboard.entries import Entry, Score
-from leaderboard.rendering import Page, Script, percent, slug_of
+from leaderboard.rendering import Page, Script, percent
 
 MEAN, SWAPPED = "mean", "collection"
 _PICTURES = Path(__file__).parents[1] / "static" / "shifts" / "examples.json"
@@ -103,7 +103,6 @@ def list_shifts(board: Board) -> list[Shift]:
     for row in board.rows[:1]:
         for score in _shifted(row.entry):
             found.setdefault(_name(row.entry, score), []).append(score)
-    paths = _paths(found)
     return [
         Shift(
             name=name,
@@ -111,9 +110,9 @@ def list_shifts(board: Board) -> list[Shift]:
             family=scores[0].family,
             columns=tuple(sorted({_column(score) for score in scores}, key=_rank)),
             baseline=_baseline(scores[0]),
-            path=paths[name],
+            path=f"shifts/{slug}.html",
         )
-        for name, scores in found.items()
+        for slug, (name, scores) in zip(unique_slugs(found), found.items(), strict=True)
     ]
 
 
@@ -226,17 +225,6 @@ def _marks(shift: Shift, columns: Sequence[str], held: Mapping[Lane, Held]) -> l
 def step_of(fraction: float) -> int:
     """Which of ten colours a fraction has, from 0, by what is shown of it."""
     return min(_STEPS - 1, max(0, tenths_of(fraction) * _STEPS // 1000))
-
-
-def _paths(names: Iterable[str]) -> dict[str, str]:
-    """Pages by shift, where `shift_path` says; of names that look alike in a path, the later ones are numbered."""
-    taken: dict[str, int] = {}
-    paths = {}
-    for name in names:
-        slug = slug_of(name)
-        taken[slug] = taken.get(slug, 0) + 1
-        paths[name] = f"shifts/{slug if taken[slug] == 1 else f'{slug}--{taken[slug]}'}.html"
-    return paths
 
 
 def _data(

@@ -10,6 +10,7 @@ from bench.records import Estimate, Fit, Parameters
 from bench.timing_records import Served, Stage, TimingRecord
 from leaderboard.boards import Board
 from leaderboard.entries import Attacked, Entry, Score
+from leaderboard.pages.shifts import list_shifts
 from leaderboard.rendering import Figure, Page, Script, short
 from leaderboard.sizes import name_size
 
@@ -41,6 +42,7 @@ class Timed:
 
 def parts(board: Board) -> Iterator[Page | Script]:
     """The pages of all rows."""
+    paths = {shift.name: shift.path for shift in list_shifts(board)}
     for row in board.rows:
         entry = row.entry
         directions = [name for name in _DIRECTIONS if any(name in score.cell.directions for score in entry.scores)]
@@ -48,6 +50,7 @@ def parts(board: Board) -> Iterator[Page | Script]:
         context = {
             "row": row,
             "entry": entry,
+            "paths": paths,
             "facts": list(_facts(entry)),
             "protocol": list(_protocol(entry)),
             "worst": sorted(entry.shifts.items(), key=lambda item: -item[1].lost.value)[:_N_WORST],
