@@ -12,7 +12,7 @@ from made_boards import attacked_and_timed, made_board
 from made_timings import GALLERY, timing_of
 
 from bench.records import Estimate
-from leaderboard.boards import Board
+from leaderboard.boards import Board, unique_slugs
 from leaderboard.entries import Entry, Summarised, read_entry, read_reference
 from leaderboard.pages import attacks, plots, shifts
 from leaderboard.queries import list_queries
@@ -143,10 +143,7 @@ class TestShifts:
 
     def test_names_that_look_alike_in_a_path_have_pages_of_their_own(self, real: Summarised, board: Board) -> None:
         assert len({shift.path for shift in shifts.list_shifts(board)}) == len(board.rows[0].entry.shifts)
-        assert shifts._paths(["Night/test", "night-test"]) == {
-            "Night/test": "shifts/night-test.html",
-            "night-test": "shifts/night-test--2.html",
-        }
+        assert unique_slugs(["Night/test", "night-test", "pgd_2"]) == ["night-test", "night-test--2", "pgd_2"]
 
     @pytest.mark.parametrize(("fraction", "step"), [(-0.2, 0), (0.0, 0), (0.0994, 0), (0.0996, 1), (0.95, 9), (1.0, 9)])
     def test_colours_rise_with_the_figure(self, fraction: float, step: int) -> None:
