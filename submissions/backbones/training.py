@@ -40,7 +40,7 @@ def fit_on_base(
         context: with a base.
         plan: the recipe's; the user's arguments go over it.
         attach: builds what learns into the base, and marks it by `requires_grad`.
-        make_objective: from the base as it comes, before `attach`, and the training examples.
+        make_objective: from the base, which stays as it is, and the training examples.
         merge: folds what learnt into the base's own layers; None where that cannot be.
         validate: percent, higher is better.
 
@@ -52,14 +52,14 @@ def fit_on_base(
         raise InputError("this recipe needs a base: --base SUBMISSION.")
     plan = plan.told(context)
     torch.manual_seed(context.seed)
-    backbone = load_base(context.base, context.device)
-    base_sha256, n_base = digest_of(backbone.module), count(dict(backbone.module.named_parameters()))
-    train, validation = (Examples(part, backbone) for part in split_collection(context))
-    base_r1 = validate(backbone, validation)
+    base = load_base(context.base, context.device)
+    base_sha256, n_base = digest_of(base.module), count(dict(base.module.named_parameters()))
+    backbone = attach(copy.deepcopy(base), context.args)
+    train, validation = (Examples(part, base) for part in split_collection(context))
+    base_r1 = validate(base, validation)
     context.report({"epoch": 0, "epochs": plan.epochs, "validation_r1": base_r1})
-    objective = make_objective(backbone, train)
-    full_step_s = _time_full_step(backbone, train, plan, context.seed)
-    backbone = attach(backbone, context.args)
+    objective = make_objective(base, train)
+    full_step_s = _time_full_step(base, train, plan, context.seed)
     n_trainable, n_attached = count(trainable(backbone.module)), count(dict(backbone.module.named_parameters()))
     mergeable = merge is not None or n_attached == n_base
     training = _Training(backbone, train, validation, objective, validate, plan, context)

@@ -12,8 +12,6 @@ Source: arXiv:2402.12336, section 3; checked against `train/adversarial_training
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,13 +43,12 @@ def fit(context: FitContext) -> FitFacts:
 
 
 def make_objective(base: Backbone, search: PixelSearch) -> Objective:
-    """The loss of a batch; the base's own vectors come from a copy, since the base is what learns."""
-    first = copy.deepcopy(base)
+    """The loss of a batch, whose targets are the base's own vectors; the base must not be what learns."""
 
     def objective(student: Student, batch: Batch) -> Float[Tensor, ""]:
         pixels = batch.pixels.to(student.backbone.device)
         with torch.no_grad():
-            targets = first.embed_pixels(pixels)
+            targets = base.embed_pixels(pixels)
 
         def loss(changed: Tensor) -> Tensor:
             return squared_distance(student.backbone.embed_pixels(changed), targets).mean()

@@ -12,8 +12,6 @@ Source: arXiv:2506.03355, its TextFARE loss; checked against `utils_AT.py` of gi
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,13 +43,12 @@ def fit(context: FitContext) -> FitFacts:
 
 
 def make_objective(base: Backbone, search: TextSearch) -> Objective:
-    """The loss of a batch; the base's own vectors come from a copy, since the base is what learns."""
-    first = copy.deepcopy(base)
+    """The loss of a batch, whose targets are the base's own vectors; the base must not be what learns."""
 
     def objective(student: Student, batch: Batch) -> Float[Tensor, ""]:
         embed = student.backbone.embed_texts
         with torch.no_grad():
-            targets = first.embed_texts(batch.texts)
+            targets = base.embed_texts(batch.texts)
 
         def harm(vectors: Tensor, owners: Tensor) -> Tensor:
             return squared_distance(vectors, targets[owners])
