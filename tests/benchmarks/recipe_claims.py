@@ -1,26 +1,57 @@
 """The claims about parameter-efficient and robust fine-tuning, answered by finished runs of one suite.
 
     python tests/benchmarks/recipe_claims.py BASE FULL RUN...
+    python tests/benchmarks/recipe_claims.py --attacks RUN...
 
 BASE is a run of what the others were fitted from, FULL one of full fine-tuning; both are rows too. Prints a Markdown
 table: parameters that learnt and their share of the base, mean R@1 of both directions on clean images and its ratio to
 FULL's, R@1 under shift, the share of the clean R@1 that is lost, training time against as many steps of full
-fine-tuning. Every ratio has a 95 % interval from resamples that all runs share.
+fine-tuning. Every ratio has a 95 % interval from resamples that all runs share. With --attacks: R@1 of each run under
+each attacked cell, a note where the sanity checks did not pass.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench.bundle import Results, read_results
+from bench.records import Estimate
 from bench.stats import interval
-from bench.summary import Replicated, Scores, main_canvas, mean_held
+from bench.summary import AttackSummary, Replicated, Scores, Summary, main_canvas, mean_held, summarise_run
 
 HEAD = ("", "learnt", "% of base", "clean R@1", "of full's", "R@1 under shift", "lost", "time")
 
 
 def main() -> None:
+    if sys.argv[1] == "--attacks":
+        print_attacks([summarise_run(Path(path)) for path in sys.argv[2:]])
+    else:
+        print_claims()
+
+
+def print_attacks(runs: Sequence[Summary]) -> None:
+    """One column a run; the clean R@1 of an attacked cell's images stands before the first cell that has them."""
+    print("| | " + " | ".join(f"`{run.label}`" for run in runs) + " |\n| --- |" + " --- |" * len(runs))
+    lines = (line for parts in zip(*(run.attacks for run in runs), strict=True) for line in _attack_lines(parts))
+    print(*dict.fromkeys(lines), sep="\n")
+
+
+def _attack_lines(parts: Sequence[AttackSummary]) -> Iterator[str]:
+    marks = ["" if part.verdict == "reliable" else f" ({part.verdict})" for part in parts]
+    for direction in parts[0].attacked:
+        clean = [_shown(part.clean[direction]) for part in parts]
+        attacked = [f"{_shown(part.attacked[direction])}{mark}" for part, mark in zip(parts, marks, strict=True)]
+        yield "| " + " | ".join([f"clean {direction}", *clean]) + " |"
+        yield "| " + " | ".join([f"{parts[0].cell} {direction}", *attacked]) + " |"
+
+
+def _shown(one: Estimate) -> str:
+    return f"{100 * one.value:.0f} [{100 * one.low:.0f}, {100 * one.high:.0f}]"
+
+
+def print_claims() -> None:
     base, full, *others = (read_results(Path(path)) for path in sys.argv[1:])
     n_base = base.manifest.parameters or 0
     print("| " + " | ".join(HEAD) + " |\n|" + " --- |" * len(HEAD))
