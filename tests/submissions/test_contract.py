@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_tensor
 
 from bench.check import check_submission
 from bench.data.registry import load_collection
-from bench.errors import SubmissionError
+from bench.errors import InputError, SubmissionError
 from bench.evaluate import rank_direction, to_unit
 from bench.fit import choose_recipe, run_fit
 from bench.fit_data import FitData
@@ -64,21 +64,45 @@ def test_loading_twice_gives_the_same_weights(name: str, loadable: dict[str, Sub
         assert (first.loaded.parameters or 0) > 1_000_000
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, recipe in list_recipes().items() if recipe.needs_base])
-def test_what_a_recipe_writes_is_a_submission_of_the_size_that_it_states(name: str, tmp_path: Path) -> None:
-    cheap = {"batch": "4", "steps": "1", "rho": "2"}
-    known = find_recipe(name).args
-    settings = choose_recipe(name, "tiny", {}, {key: value for key, value in cheap.items() if key in known})
+CHEAP = {"batch": "4", "steps": "1", "rho": "2"}
+ON_A_BASE = [name for name, recipe in list_recipes().items() if recipe.needs_base]
+# What pocket's convolutional image tower has no place for.
+NOT_ON_POCKET = {"maple", "vpt"}
+
+
+def fit_quickly(recipe: str, base: str, output: Path, args: dict[str, str]) -> Submission:
+    """What the recipe makes of a base and eight scenes in two steps."""
+    known = find_recipe(recipe).args
+    settings = choose_recipe(recipe, base, {}, {key: value for key, value in (CHEAP | args).items() if key in known})
     data = FitData(load_collection("scenes/train").head(8), load_collection("scenes/val").head(4))
-    run_fit(replace(settings, epochs=1), data, tmp_path / "fitted", lambda line: None)
-    fitted = find_submission(str(tmp_path / "fitted"))
+    run_fit(replace(settings, epochs=1), data, output, lambda line: None)
+    return find_submission(str(output))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_A_BASE)
+def test_what_a_recipe_writes_is_a_submission_of_the_size_that_it_states(name: str, tmp_path: Path) -> None:
+    fitted = fit_quickly(name, "tiny", tmp_path / "fitted", {})
     learnt = load_file(tmp_path / "fitted" / "weights.safetensors")
     assert fitted.manifest.parameters.trainable == sum(tensor.numel() for tensor in learnt.values())
     with Worker(fitted, WorkerSettings(offline=True)) as worker:
         assert worker.loaded.parameters == fitted.manifest.parameters.total
     report = check_submission(fitted, WorkerSettings(offline=True), batch_size=8)
     assert report.passed, [step for step in report.steps if not step.passed]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(ON_A_BASE) - NOT_ON_POCKET))
+def test_recipes_work_on_pocket_too(name: str, loadable: dict[str, Submission], tmp_path: Path) -> None:
+    fitted = fit_quickly(name, str(loadable["pocket"].folder), tmp_path / "fitted", {"towers": "text"})
+    with Worker(fitted, WorkerSettings(offline=True)) as worker:
+        assert worker.encode_texts(["a dog", "two cats"]).shape == (2, 1536)
+
+
+@pytest.mark.parametrize("name", sorted(NOT_ON_POCKET))
+def test_what_cannot_be_done_to_pocket_is_said(name: str, loadable: dict[str, Submission], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="image tower"):
+        fit_quickly(name, str(loadable["pocket"].folder), tmp_path / "fitted", {})
 
 
 def test_openclip_agrees_with_open_clip_itself(loadable: dict[str, Submission]) -> None:
