@@ -108,8 +108,7 @@
     for (const [key, value] of Object.entries(state)) {
       if (String(value) !== String(defaults[key])) told.set(key, String(value));
     }
-    const query = told.toString().replaceAll("%2C", ",");
-    history.replaceState(null, "", `${location.pathname}${query ? `?${query}` : ""}${location.hash}`);
+    window.rove.share.writeQuery(told);
   }
 
   /** Fills a <select> with [value, text] pairs and chooses `value`, or the first; returns what is chosen. */

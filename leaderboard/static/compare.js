@@ -3,6 +3,7 @@
 // and everything that a submitter wrote goes into the page as text.
 {
   const { drawWeights, sumColumns, meanOf, interval, pValue, holm } = rove.bootstrap;
+  const { writeQuery, download, toCsv } = rove.share;
   const board = rove.compare;
   const ROLES = ["a", "b", "c", "d"];
   const CROSS_MODAL = ["t2i", "i2t"];
@@ -48,7 +49,7 @@
     if (state.sort !== "order0") {
       asked.set("sort", state.sort);
     }
-    history.replaceState(null, "", `?${asked}`);
+    writeQuery(asked);
   }
 
   function fillForm() {
@@ -438,23 +439,19 @@
 
   // The table as a file.
 
-  function download() {
-    const blob = new Blob([toCsv()], { type: "text/csv" });
-    const name = `${compared.ids.join("-vs-")}.csv`.slice(-200);
-    const link = element("a", { href: URL.createObjectURL(blob), download: name });
-    link.click();
-    URL.revokeObjectURL(link.href);
+  function downloadTable() {
+    download(`${compared.ids.join("-vs-")}.csv`.slice(-200), "text/csv", toCsv(toRows()));
   }
 
   /** Fractions with all their digits; one line per cell, family and pair. */
-  function toCsv() {
+  function toRows() {
     const head = "suite,level,name,a,other,r1_a,r1_a_low,r1_a_high,r1_other,r1_other_low,r1_other_high";
     const rows = [[...head.split(","), ..."difference,low,high,p,p_holm,margin,verdict".split(",")]];
     for (const { mean: meanLine, members } of compared.groups) {
       rows.push(...(meanLine ? listFields(members.length ? "family" : "overall", meanLine) : []));
       rows.push(...members.flatMap((line) => listFields("cell", line)));
     }
-    return rows.map((row) => row.map(toField).join(",")).join("\r\n") + "\r\n";
+    return rows;
   }
 
   function listFields(level, line) {
@@ -465,15 +462,6 @@
       ...[line.scores[0], line.scores[index + 1], pair].flatMap(withEnds),
       ...[pair.p, pair.adjusted, state.margin / 100, judge(pair)],
     ]);
-  }
-
-  /** A spreadsheet takes a text that begins like a formula for one: an apostrophe in front keeps it a text. */
-  function toField(value) {
-    if (typeof value === "number") {
-      return String(value);
-    }
-    const text = /^[\s\u0000-\u001f]*[=+\-@|%\uff1d\uff0b\uff0d\uff20]/.test(value) ? `'${value}` : value;
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
 
   // Running.
@@ -552,7 +540,7 @@
       fillForm();
       update();
     });
-    downloadButton.addEventListener("click", download);
+    downloadButton.addEventListener("click", downloadTable);
     place.addEventListener("click", sortByClick);
     update();
   }

@@ -4,7 +4,7 @@
   const table = document.getElementById("board");
   if (!table || !window.DataTable) return;
 
-  const { writeQuery, copyLink, download } = window.rove.share;
+  const { writeQuery, copyLink, download, toCsv } = window.rove.share;
   const byId = (id) => document.getElementById(id);
   const heads = [...table.tHead.rows[1].cells];
   const columns = heads.map((head) => ({ ...head.dataset, title: head.firstChild.textContent.trim() }));
@@ -184,7 +184,7 @@
       state.by = state.by === "lost" ? "r1" : "lost";
       showColumns(api);
     });
-    byId("csv").addEventListener("click", () => download(`${table.dataset.suite}.csv`, "text/csv", toCsv(seen(api))));
+    byId("csv").addEventListener("click", () => download(`${table.dataset.suite}.csv`, "text/csv", toCsv(toRows(seen(api)))));
     byId("json").addEventListener("click", () => {
       download(`${table.dataset.suite}.json`, "application/json", toJson(seen(api)));
     });
@@ -227,20 +227,10 @@
     return text === "" ? null : Number(text);
   }
 
-  // RFC 4180, with a mark by which spreadsheets tell UTF-8.
-  function toCsv({ found }) {
+  function toRows({ found }) {
     const { suite, suiteId, rove } = table.dataset;
     const names = ["suite", "suite_id", "rove", ...(found[0] ?? []).map(([, name]) => name)];
-    const lines = found.map((values) => [suite, suiteId, rove, ...values.map(([, , value]) => value)]);
-    return `\ufeff${[names, ...lines].map((line) => line.map(toField).join(",")).join("\r\n")}\r\n`;
-  }
-
-  // A spreadsheet takes text that begins like a formula for one; numbers are none, negative ones neither.
-  function toField(value) {
-    if (value === null) return "";
-    if (typeof value === "number") return String(value);
-    const text = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    return [names, ...found.map((values) => [suite, suiteId, rove, ...values.map(([, , value]) => value)])];
   }
 
   function toJson({ shown, found }) {

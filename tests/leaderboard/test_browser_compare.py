@@ -68,7 +68,7 @@ def open_compared(open_page: OpenPage, path: Path | str, **how: Any) -> Any:
 def download(page: Any) -> list[dict[str, str]]:
     with page.expect_download() as caught:
         page.get_by_role("button", name="Download CSV").click()
-    return list(csv.DictReader(io.StringIO(Path(caught.value.path()).read_text(encoding="utf-8"))))
+    return list(csv.DictReader(io.StringIO(Path(caught.value.path()).read_text(encoding="utf-8-sig"))))
 
 
 def test_weights_are_those_of_numpy(open_page: OpenPage) -> None:
