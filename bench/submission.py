@@ -106,7 +106,7 @@ def list_recipes() -> dict[str, Recipe]:
     Raises:
         InputError: one of them does not state what a recipe must.
     """
-    return {source.parent.name: read_recipe(source) for source in sorted(_submissions_folder().glob("*/fit.py"))}
+    return {name: read_recipe(source) for name, source in _recipe_sources().items()}
 
 
 def find_recipe(name: str) -> Recipe:
@@ -116,7 +116,7 @@ def find_recipe(name: str) -> Recipe:
         UsageError: there is no such recipe.
         InputError: it does not state what a recipe must.
     """
-    sources = {source.parent.name: source for source in sorted(_submissions_folder().glob("*/fit.py"))}
+    sources = _recipe_sources()
     if name not in sources:
         raise unknown_name("recipe", name, sources, "rove list recipes")
     return read_recipe(sources[name])
@@ -164,6 +164,10 @@ def _submissions_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise InputError("the package `submissions` is not installed; install rove-bench again.")
     return Path(spec.submodule_search_locations[0])
+
+
+def _recipe_sources() -> dict[str, Path]:
+    return {source.parent.name: source for source in sorted(_submissions_folder().glob("*/fit.py"))}
 
 
 def _locate(reference: str) -> Submission:

@@ -37,7 +37,8 @@ def load_fitted(context: LoadContext, attach: Attach, merge: Callable[[Backbone]
     Raises:
         InputError: files are missing, or the base is not the one that it was fitted on.
     """
-    facts, base = _read_facts(context.folder), load_base_of(context)
+    facts = _read_facts(context.folder)
+    base = _load_named(context, facts)
     found = digest_of(base.module)
     if found != facts["base_sha256"] and context.dtype == "float32":  # of other types the digest is another one
         raise InputError(
@@ -60,8 +61,7 @@ def load_base_of(context: LoadContext) -> Backbone:
     Raises:
         InputError: files are missing.
     """
-    base = _base_of(context.folder, _read_facts(context.folder))
-    return load_base(base, context.device, context.dtype, context.offline)
+    return _load_named(context, _read_facts(context.folder))
 
 
 def load_base(base: Base, device: str, dtype: str = "float32", offline: bool = False) -> Backbone:
@@ -128,14 +128,12 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
 
 
-def _base_of(folder: Path, facts: Mapping[str, Any]) -> Base:
+def _load_named(context: LoadContext, facts: Mapping[str, Any]) -> Backbone:
+    """The base that `fitted.json` names."""
     named = facts["base"]
-    place = _shipped_folder(named["name"]) if named["shipped"] else folder / BASE_FOLDER
-    return Base(named["name"], place, named["args"], named["shipped"])
-
-
-def _shipped_folder(name: str) -> Path:
-    return Path(__file__).parents[1] / name
+    folder = Path(__file__).parents[1] / named["name"] if named["shipped"] else context.folder / BASE_FOLDER
+    base = Base(named["name"], folder, named["args"], named["shipped"])
+    return load_base(base, context.device, context.dtype, context.offline)
 
 
 def _import_model(source: Path) -> Any:

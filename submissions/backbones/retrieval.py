@@ -67,9 +67,13 @@ def contrastive(
     Source: arXiv:2103.00020, figure 3.
     """
     scale = log_scale.clamp(max=LARGEST_LOG_SCALE).exp()
-    logits = scale * functional.normalize(images) @ functional.normalize(texts).T
+    return match_pairs(scale * functional.normalize(images) @ functional.normalize(texts).T, also_true)
+
+
+def match_pairs(logits: Float[Tensor, "n n"], also_true: Bool[Tensor, "n n"]) -> Float[Tensor, ""]:
+    """Mean of both ways' cross-entropy where the diagonal is the answer and `also_true` pairs are left out."""
     logits = logits.masked_fill(also_true.to(logits.device), -torch.inf)
-    targets = torch.arange(len(images), device=logits.device)
+    targets = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
 
 

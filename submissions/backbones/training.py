@@ -96,7 +96,7 @@ class _Training:
     kept_r1: float = -1.0
     _kept: dict[str, Tensor] = field(default_factory=dict)
     _losses: list[float] = field(default_factory=list)
-    _saved_at: float = 0.0
+    _save_from: float = 0.0
 
     def __post_init__(self) -> None:
         self.sampler = Sampler(self.train, self.plan.batch, self.context.seed)
@@ -174,7 +174,7 @@ class _Training:
     def _save(self, force: bool) -> None:
         """Keeps the state, unless that was lately done; it takes at most a twentieth of the time."""
         now = time.monotonic()
-        if now < self._saved_at and not force:
+        if now < self._save_from and not force:
             return
         state = {
             "step": self.step,
@@ -190,7 +190,7 @@ class _Training:
         torch.save(state, buffer)
         self.context.checkpoint.write(buffer.getvalue())
         done = time.monotonic()
-        self._saved_at = done + max(CHECKPOINT_S, CHECKPOINT_COST * (done - now))
+        self._save_from = done + max(CHECKPOINT_S, CHECKPOINT_COST * (done - now))
 
     def _resume(self) -> None:
         if (saved := self.context.checkpoint.read()) is None:

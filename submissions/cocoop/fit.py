@@ -25,7 +25,7 @@ from bench.types import FitContext, FitFacts
 from submissions.backbones.backbone import Backbone
 from submissions.backbones.examples import Batch, Examples
 from submissions.backbones.plan import PLAN_ARGS, Plan
-from submissions.backbones.retrieval import Student, embed_captions, embed_images
+from submissions.backbones.retrieval import Student, embed_captions, embed_images, match_pairs
 from submissions.backbones.training import fit_on_base
 from submissions.cocoop.model import Conditioned, attach
 
@@ -51,15 +51,13 @@ def fit(context: FitContext) -> FitFacts:
 def conditional_loss(student: Student, batch: Batch) -> Float[Tensor, ""]:
     """Cross-entropy, both ways, of every image of the batch with every caption under that image.
 
-    A caption that is also true of another image is no negative of it, as in `training.contrastive`.
+    A caption that is also true of another image is no negative of it, as in `retrieval.contrastive`.
     """
     model = cast(Conditioned, student.backbone)
     images = student.image_vectors(batch)
     n = len(images)
     cosines = model.score(images.repeat_interleave(n, dim=0), batch.texts * n).view(n, n)
-    logits = (model.log_scale.exp() * cosines).masked_fill(batch.also_true.to(cosines.device), -torch.inf)
-    targets = torch.arange(n, device=logits.device)
-    return (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+    return match_pairs(model.log_scale.exp() * cosines, batch.also_true)
 
 
 @torch.no_grad()

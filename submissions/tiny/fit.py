@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bench.errors import InputError
 from bench.types import Collection, FitContext
+from submissions.backbones.retrieval import LARGEST_LOG_SCALE, contrastive
 from submissions.tiny.model import (
     IMAGE_PX,
     MERGES_FILE,
@@ -127,7 +128,7 @@ def _train(model: Any, data: Examples, context: FitContext, rng: np.random.Gener
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-            model.logit_scale.data.clamp_(max=math.log(100))
+            model.logit_scale.data.clamp_(max=LARGEST_LOG_SCALE)
             averaged.update_parameters(model)
             losses.append(loss.item())
         context.report({"epoch": epoch + 1, "epochs": epochs, "loss": float(np.mean(losses))})
@@ -147,15 +148,12 @@ def _loss(
     pixels = _augmented(data.pixels[images], rng).to(device)
     image_vectors = model.encode_image(pixels)
     text_vectors = model.encode_text(data.tokens[captions].to(device))
-    logits = model.logit_scale.exp() * functional.normalize(image_vectors) @ functional.normalize(text_vectors).T
-    also_true = data.true_of[images][:, captions].to(device).fill_diagonal_(False)
-    logits = logits.masked_fill(also_true, -torch.inf)
-    targets = torch.arange(len(images), device=device)
-    contrastive = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+    also_true = data.true_of[images][:, captions].fill_diagonal_(False)
+    pairs = contrastive(image_vectors, text_vectors, model.logit_scale, also_true)
     words = functional.binary_cross_entropy_with_logits(
         classifier(image_vectors), data.ngrams[images].float().to(device), reduction="none"
     )
-    return contrastive + ngram_weight * words.sum(dim=1).mean()
+    return pairs + ngram_weight * words.sum(dim=1).mean()
 
 
 def _augmented(pixels: Tensor, rng: np.random.Generator) -> Tensor:
