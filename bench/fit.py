@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from bench import torchvision_fix
 from bench.errors import InputError, UsageError
 from bench.fit_data import FitData, saw_evaluation_data
 from bench.fit_report import Fitted, make_card, make_manifest, make_model, manifest_toml, write_plot
+from bench.fit_search import check_search, run_search
 from bench.fit_state import LOG_FILE, FitState, open_state
 from bench.recipes import Recipe
 from bench.records import Manifest
@@ -46,6 +48,7 @@ class FitSettings:
         epochs: passes over the training images; None is the recipe's default.
         budget_s: seconds of training after which it ends in good order; None is no limit.
         device: torch's name of the device.
+        search: whether the values of the recipe's `SEARCH` are tried, in place of those in `args`.
     """
 
     recipe: Recipe
@@ -55,9 +58,12 @@ class FitSettings:
     epochs: int | None = None
     budget_s: float | None = None
     device: str = "cpu"
+    search: bool = False
 
 
-def choose_recipe(name: str, base: str | None, base_args: Mapping[str, str], args: Mapping[str, str]) -> FitSettings:
+def choose_recipe(
+    name: str, base: str | None, base_args: Mapping[str, str], args: Mapping[str, str], search: bool = False
+) -> FitSettings:
     """A recipe with its base and its arguments, and everything else at its default.
 
     Args:
@@ -65,10 +71,11 @@ def choose_recipe(name: str, base: str | None, base_args: Mapping[str, str], arg
         base: a shipped submission's name, or a folder; None if none is given.
         base_args: over those of its manifest.
         args: over the defaults in the recipe's `ARGS`.
+        search: whether the values of its `SEARCH` are to be tried.
 
     Raises:
-        UsageError: there is no such recipe or base, the recipe takes no such argument, or a base is missing or in the
-            way.
+        UsageError: there is no such recipe or base, the recipe takes no such argument, a base is missing or in the way,
+            or there is nothing to search.
         InputError: the base's manifest or files are not as they must be.
     """
     recipe = find_recipe(name)
@@ -79,7 +86,10 @@ def choose_recipe(name: str, base: str | None, base_args: Mapping[str, str], arg
         raise UsageError(f"recipe {name} starts from a submission: give --base SUBMISSION, such as --base tiny.")
     if not recipe.needs_base and (base is not None or base_args):
         raise UsageError(f"recipe {name} makes its model from nothing and takes no --base; leave it out.")
-    return FitSettings(recipe, None if base is None else _find_base(base, base_args), {**recipe.args, **args})
+    if search:
+        check_search(recipe, args)
+    found = None if base is None else _find_base(base, base_args)
+    return FitSettings(recipe, found, {**recipe.args, **args}, search=search)
 
 
 def run_fit(
@@ -106,19 +116,25 @@ def run_fit(
         plot: also draw the log.
 
     Raises:
-        UsageError: `output` is not empty, the state to resume is of another fit, or the recipe takes no budget.
+        UsageError: `output` is not empty, the state to resume is of another fit, or the recipe takes no budget or no
+            generic collection.
         InputError: the recipe wrote no valid submission.
     """
     if settings.budget_s is not None and not settings.recipe.needs_base:
         raise UsageError(f"recipe {settings.recipe.name} keeps no --budget; give --epochs.")
+    if data.generic is not None and not settings.recipe.takes_generic:
+        raise UsageError(f"recipe {settings.recipe.name} keeps nothing in memory and takes no --generic; leave it out.")
     _check_name(name)
     with new_folder(output, MANIFEST, overwrite) as unfinished:
         fitted = _describe(settings, data, name, say)
         if settings.base is not None:
             make_manifest(fitted)  # what cannot be written is found before the training
         with open_state(output, _key(settings, data, fitted.data_sha256), resume, say) as state:
-            facts = _call(settings, data, unfinished, state, say)
-            _finish(unfinished, replace(fitted, facts=facts), state.log)
+            if settings.search:
+                fitted, log = _search(settings, data, fitted, unfinished, state, say)
+            else:
+                fitted, log = replace(fitted, facts=_call(settings, data, unfinished, state, say)), state.log
+            _finish(unfinished, fitted, log)
         if plot and not write_plot(unfinished / LOG_FILE, unfinished / PLOT_FILE):
             say("the recipe logs no figures by epoch: there is nothing to plot.")
     state.discard()
@@ -170,22 +186,23 @@ def _check_name(name: str | None) -> None:
 
 
 def _describe(settings: FitSettings, data: FitData, name: str | None, say: Say) -> Fitted:
-    say(f"reading {len(data.train.images):,} images of {data.train.name}.")
+    for part in data.parts:
+        say(f"reading {len(part.train.images):,} images of {part.train.name}.")
     return Fitted(
         recipe=settings.recipe,
         base=settings.base,
         args=settings.args,
         seed=settings.seed,
         data=data,
-        data_sha256=source_digest(data.train),
+        data_sha256=[source_digest(part.train) for part in data.parts],
         saw_evaluation_data=saw_evaluation_data(data, settings.base.manifest if settings.base else None),
         name=name or "",
     )
 
 
-def _key(settings: FitSettings, data: FitData, data_sha256: str) -> dict[str, Any]:
+def _key(settings: FitSettings, data: FitData, data_sha256: Sequence[str]) -> dict[str, Any]:
     """Everything that decides the weights, by a name that a person understands."""
-    base = settings.base
+    base, generic = settings.base, data.generic
     return {
         "recipe": settings.recipe.name,
         "recipe's version": settings.recipe.version,
@@ -194,15 +211,33 @@ def _key(settings: FitSettings, data: FitData, data_sha256: str) -> dict[str, An
         "base's files": base and digest_own(base),
         "code of the recipe": digest_recipe(settings.recipe),
         "training collection": data.train.name,
-        "training data": data_sha256,
+        "training data": data_sha256[0],
         "validation": data.validation and data.validation.name,
         "validation data": data.validation and source_digest(data.validation),
+        "generic collection": generic and generic.train.name,
+        "generic data": data_sha256[1] if generic else None,
+        "generic validation": generic and generic.validation and generic.validation.name,
+        "generic validation data": generic and generic.validation and source_digest(generic.validation),
         "recipe's arguments": dict(settings.args),
         "seed": settings.seed,
         "epochs": settings.epochs,
         "budget in seconds": settings.budget_s,
         "device": settings.device,
+        "search": {name: list(values) for name, values in settings.recipe.search.items()} if settings.search else None,
     }
+
+
+def _search(
+    settings: FitSettings, data: FitData, fitted: Fitted, folder: Path, state: FitState, say: Say
+) -> tuple[Fitted, Path]:
+    """Fills `folder` with the best of a search, and says what it is and where its log lies."""
+
+    def fit_one(args: Mapping[str, str], budget_s: float | None, made: Path, own: FitState) -> FitFacts | None:
+        return _call(replace(settings, args={**settings.args, **args}, budget_s=budget_s), data, made, own, say)
+
+    best, tried = run_search(settings.recipe, settings.budget_s, state, fit_one, say)
+    shutil.copytree(best.folder, folder, dirs_exist_ok=True)
+    return replace(fitted, args={**settings.args, **best.args}, facts=best.facts, tried=tried), best.log
 
 
 def _call(settings: FitSettings, data: FitData, folder: Path, state: FitState, say: Say) -> FitFacts | None:
@@ -221,6 +256,8 @@ def _call(settings: FitSettings, data: FitData, folder: Path, state: FitState, s
             checkpoint=state,
             base=_to_base(settings.base),
             budget_s=settings.budget_s,
+            generic=data.generic.train if data.generic else None,
+            generic_validation=data.generic.validation if data.generic else None,
         )
     )
 

@@ -22,12 +22,20 @@ class FitData:
         validation: for choices; None lets the recipe hold out a part of `train`.
         test: the test split of the data set that `train` is of, if it is at hand and not `train` itself.
         license: of that data set; empty where it is not known.
+        generic: what the base knows already and is not to forget, with its own validation and test split; None where
+            nothing of the kind is given.
     """
 
     train: Collection
     validation: Collection | None = None
     test: Collection | None = None
     license: str = ""
+    generic: FitData | None = None
+
+    @property
+    def parts(self) -> tuple[FitData, ...]:
+        """What is learnt from, and behind it what is not to be forgotten."""
+        return (self,) if self.generic is None else (self, self.generic)
 
 
 def load_fit_data(
@@ -37,6 +45,7 @@ def load_fit_data(
     data_dirs: Mapping[str, str],
     offline: bool,
     say: Callable[[str], None],
+    generic: str | None = None,
 ) -> FitData:
     """The collections that the command line names, and those beside them that are here already.
 
@@ -47,6 +56,7 @@ def load_fit_data(
         data_dirs: as `load_collection` takes them.
         offline: fetch nothing; splits that were not asked for are never fetched.
         say: takes lines for a person.
+        generic: DATASET, split `train` unless it names one; its own split `val` is taken with it. None is none.
 
     Raises:
         UsageError: an unknown data set, format or split.
@@ -59,8 +69,9 @@ def load_fit_data(
         chosen = load_collection(_with_split(validation, VALIDATION_SPLIT), data_dirs=data_dirs, offline=offline)
     elif own_validation:
         chosen = _load_beside(named, VALIDATION_SPLIT, data_dirs)
-        say(f"choosing by {chosen.name}." if chosen else "no split val beside it: a part of --train is held out.")
-    return FitData(learnt, chosen, _load_beside(named, TEST_SPLIT, data_dirs), _license_of(learnt))
+        say(f"choosing by {chosen.name}." if chosen else f"{named} has no split val here: a part of it is held out.")
+    kept = None if generic is None else load_fit_data(generic, None, True, data_dirs, offline, say)
+    return FitData(learnt, chosen, _load_beside(named, TEST_SPLIT, data_dirs), _license_of(learnt), kept)
 
 
 def saw_evaluation_data(data: FitData, base: Manifest | None) -> bool:
@@ -73,10 +84,10 @@ def saw_evaluation_data(data: FitData, base: Manifest | None) -> bool:
     """
     if base is not None and _says_so(base):
         return True
-    used = [data.train, *([data.validation] if data.validation else [])]
+    used = [collection for part in data.parts for collection in (part.train, part.validation) if collection]
     if any(is_test_split(collection.name) for collection in used):
         return True
-    test = {image.sha256 for image in data.test.images} if data.test else set()
+    test = {image.sha256 for part in data.parts if part.test for image in part.test.images}
     return any(image.sha256 in test for collection in used for image in collection.images) if test else False
 
 
@@ -109,5 +120,7 @@ def _license_of(collection: Collection) -> str:
 
 
 def _with_split(dataset: str, split: str) -> str:
-    """`dataset` as it is, unless it names no split."""
-    return dataset if parse_dataset(dataset).split else f"{dataset}/{split}"
+    """`dataset` as it is, unless it names no split and has some; a folder of classes need not have any."""
+    spec = parse_dataset(dataset)
+    is_whole = spec.source == "classes" and spec.path is not None and not (spec.path / split).is_dir()
+    return dataset if spec.split or is_whole else f"{dataset}/{split}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from bench.errors import InputError, describe_validation
 from bench.fit_data import FitData
 from bench.recipes import Recipe
-from bench.records import Fit, Manifest, Parameters, TrainingData
+from bench.records import Fit, Manifest, Parameters, TrainingData, TriedSetting
 from bench.submission import Submission
-from bench.types import FitFacts
+from bench.types import Collection, FitFacts
 
 if TYPE_CHECKING:
     import altair
@@ -66,10 +66,11 @@ class Fitted:
         args: of the recipe, complete.
         seed: of the fit.
         data: that it learnt from.
-        data_sha256: of the training collection.
+        data_sha256: of the training collection, and of the generic one where there is one.
         saw_evaluation_data: whether a test split is known to be among what the weights have seen.
         name: asked for; empty for the default.
         facts: what the recipe reports; None where it reports nothing, or has not ended.
+        tried: the settings that a search has tried, with what each was chosen by.
     """
 
     recipe: Recipe
@@ -77,10 +78,11 @@ class Fitted:
     args: Mapping[str, str]
     seed: int
     data: FitData
-    data_sha256: str
+    data_sha256: Sequence[str]
     saw_evaluation_data: bool
     name: str = ""
     facts: FitFacts | None = None
+    tried: Sequence[TriedSetting] = ()
 
 
 def make_manifest(fitted: Fitted, own: Manifest | None = None) -> Manifest:
@@ -170,24 +172,36 @@ def _parameters(fitted: Fitted) -> Parameters:
 def _seen(fitted: Fitted) -> list[str]:
     """Collections whose items the weights have seen: the base's, then this fit's."""
     earlier = fitted.base.manifest.trained_on if fitted.base else []
-    return list(dict.fromkeys([*earlier, fitted.data.train.name]))
+    return list(dict.fromkeys([*earlier, *(part.train.name for part in fitted.data.parts)]))
 
 
 def _describe_fit(fitted: Fitted) -> dict[str, Any]:
-    train, validation, facts = fitted.data.train, fitted.data.validation, fitted.facts
-    data = TrainingData(
-        name=train.name, sha256=fitted.data_sha256, n_images=len(train.images), n_captions=len(train.captions)
-    )
+    facts = fitted.facts
     stated = Fit(
         recipe=fitted.recipe.name,
         version=fitted.recipe.version,
         seed=fitted.seed,
         args=dict(fitted.args),
-        data=[data],
-        validation=validation.name if validation else HELD_OUT,
+        data=[_describe_data(part.train, sha256) for part, sha256 in _parts(fitted)],
+        validation=" and ".join(_choices(fitted.data)),
         saw_evaluation_data=fitted.saw_evaluation_data,
     )
-    return {**stated.model_dump(), **(_reported(facts) if facts else {})}
+    tried = [setting.model_dump() for setting in fitted.tried]
+    return {**stated.model_dump(), **(_reported(facts) if facts else {}), "tried": tried}
+
+
+def _choices(data: FitData) -> list[str]:
+    """What choices were made on, each named once."""
+    return list(dict.fromkeys(part.validation.name if part.validation else HELD_OUT for part in data.parts))
+
+
+def _parts(fitted: Fitted) -> Iterator[tuple[FitData, str]]:
+    """What was learnt from, and what was not to be forgotten, each with its digest."""
+    return zip(fitted.data.parts, fitted.data_sha256, strict=True)
+
+
+def _describe_data(train: Collection, sha256: str) -> TrainingData:
+    return TrainingData(name=train.name, sha256=sha256, n_images=len(train.images), n_captions=len(train.captions))
 
 
 def _reported(facts: FitFacts) -> dict[str, Any]:
@@ -205,19 +219,25 @@ def _reported(facts: FitFacts) -> dict[str, Any]:
 
 
 def _card_facts(manifest: Manifest, fitted: Fitted) -> dict[str, str]:
-    train, base = fitted.data.train, fitted.base
-    counts = f"{len(train.images):,} images, {len(train.captions):,} captions"
+    base, (learnt, *generic) = fitted.base, [_card_data(part, sha256) for part, sha256 in _parts(fitted)]
     return {
         "Method": f"{manifest.method} (recipe {fitted.recipe.name}, version {fitted.recipe.version})",
         "Base": f"{base.name} {_pairs(base.args)}" if base else "",
-        "Learnt from": f"{train.name}: {counts}, sha256 {fitted.data_sha256}",
-        "Licence of these data": fitted.data.license,
+        "Learnt from": learnt,
+        "Not to be forgotten": "".join(generic),
+        "Licence of these data": "; ".join(dict.fromkeys(filter(None, (part.license for part in fitted.data.parts)))),
         "Chosen by": manifest.fit.validation if manifest.fit else "",
         "Seed": str(fitted.seed),
         "Recipe's arguments": _pairs(fitted.args),
         "Licence of the base": manifest.license,
         **(_figures(fitted.facts) if fitted.facts else {}),
+        "Settings tried": "; ".join(f"{_pairs(one.args)}: {one.validation_r1:.1f} %" for one in fitted.tried),
     }
+
+
+def _card_data(part: FitData, sha256: str) -> str:
+    train = part.train
+    return f"{train.name}: {len(train.images):,} images, {len(train.captions):,} captions, sha256 {sha256}"
 
 
 def _figures(facts: FitFacts) -> dict[str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Recipe:
         args: what `--recipe-arg` can set, with defaults (`ARGS`).
         model_args: what `--model-arg` can set of a fitted submission, with defaults (`MODEL_ARGS`).
         requires: distributions that a fitted submission needs besides its base's (`REQUIRES`).
+        takes_generic: whether `--generic` may name a second collection, not to be forgotten (`TAKES_GENERIC`).
+        search: values that `--search` tries, by argument (`SEARCH`); empty where it has none to try.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Recipe:
     args: Mapping[str, str]
     model_args: Mapping[str, str]
     requires: Sequence[str]
+    takes_generic: bool = False
+    search: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:
@@ -61,6 +65,7 @@ def read_recipe(source: Path) -> Recipe:
     description = ast.get_docstring(module.tree) or ""
     if not description:
         raise InputError(f"{source} has no docstring; expected one whose first line says what the recipe does.")
+    args = _checked_args(source, "ARGS", module.constant("ARGS", {}))
     return Recipe(
         name=source.parent.name,
         source=source,
@@ -68,9 +73,11 @@ def read_recipe(source: Path) -> Recipe:
         needs_base=module.constant("NEEDS_BASE", False),
         version=module.constant("VERSION", 1),
         method=module.constant("METHOD", ""),
-        args=_checked_args(source, "ARGS", module.constant("ARGS", {})),
+        args=args,
         model_args=_checked_args(source, "MODEL_ARGS", module.constant("MODEL_ARGS", {})),
         requires=module.constant("REQUIRES", []),
+        takes_generic=module.constant("TAKES_GENERIC", False),
+        search=_checked_search(source, args, module.constant("SEARCH", {})),
     )
 
 
@@ -78,6 +85,19 @@ def _checked_args(source: Path, name: str, value: object) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
         raise InputError(f"{source}: {name} is {value!r}; expected strings by name, such as {{'rank': '2'}}.")
     return value
+
+
+def _checked_search(source: Path, args: Mapping[str, str], value: object) -> dict[str, list[str]]:
+    if not isinstance(value, dict) or not all(_is_choice(key, values, args) for key, values in value.items()):
+        raise InputError(
+            f"{source}: SEARCH is {value!r}; expected a list of strings for some of its ARGS, such as "
+            "{'rank': ['2', '4']}."
+        )
+    return value
+
+
+def _is_choice(key: object, values: object, args: Mapping[str, str]) -> bool:
+    return key in args and isinstance(values, list) and bool(values) and all(isinstance(text, str) for text in values)
 
 
 class _Module:

@@ -81,6 +81,13 @@ class TrainingData(Strict):
     n_captions: Count
 
 
+class TriedSetting(Strict):
+    """One of the settings that `rove fit --search` has tried."""
+
+    args: dict[Line, Line] = Field(max_length=100, description="those that the search varies")
+    validation_r1: Percent
+
+
 class Fit(Strict):
     """How `rove fit` made a submission; what a recipe does not report stays None."""
 
@@ -97,6 +104,7 @@ class Fit(Strict):
     mergeable: bool | None = Field(default=None, description="folded into the base's own layers when it is used")
     validation_r1: Percent | None = Field(default=None, description="mean of both directions' R@1, after fitting")
     base_validation_r1: Percent | None = Field(default=None, description="the same of the base")
+    tried: list[TriedSetting] = Field(default=[], max_length=100, description="by --search, which kept the best")
     saw_evaluation_data: bool = Field(description="whether images of a test split are known to be among the data")
 
 
@@ -118,6 +126,13 @@ class Manifest(Strict):
         default=[], max_length=100, description="distributions whose versions matter to the result"
     )
     args: dict[Line, Line] = Field(default={}, max_length=100, description="defaults of what --model-arg can set")
+    index: Annotated[Line, StringConstraints(min_length=1)] | None = Field(
+        default=None,
+        description="faiss's name of the index that `rove time` uses, unless --index says another",
+    )
+    rerank_k: Count | None = Field(
+        default=None, description="items of each query that a second stage orders, unless --rerank-k says otherwise"
+    )
     parameters: Parameters = Parameters()
     fit: Fit | None = Field(default=None, description="how `rove fit` made it; None where something else did")
 

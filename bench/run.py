@@ -73,7 +73,8 @@ class RunSettings:
 
     Args:
         source: the folder of another run, whose attacked items are scored; `suite` is then `transfer_suite` of it.
-        rerank_k: how many items of each query a second stage orders, if the submission has one.
+        rerank_k: how many items of each query a second stage orders, if the submission has one; None for what its
+            manifest says, or RERANK_K.
     """
 
     worker: WorkerSettings = field(default_factory=WorkerSettings)
@@ -84,7 +85,7 @@ class RunSettings:
     overwrite: str = "missing"
     command: str = ""
     source: Path | None = None
-    rerank_k: int = RERANK_K
+    rerank_k: int | None = None
 
 
 class Observer(Protocol):
@@ -118,6 +119,7 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         InputError: a collection cannot be used.
         UsageError: the output folder belongs to a run of other inputs, or another process writes to it.
     """
+    settings = replace(settings, rerank_k=choose_rerank_k(submission, settings.rerank_k))
     manifest = build_manifest(submission, suite, settings)
     folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest, settings)[:8]}" / suite.label
     if submission.is_folder and submission.folder in folder.resolve().parents:
@@ -138,6 +140,11 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         if not runner.is_finished():
             manifest = _add_loaded(folder, manifest, embedder.start(), settings)
         return RunResult(folder, manifest, tuple(runner.records()))
+
+
+def choose_rerank_k(submission: Submission, asked: int | None) -> int:
+    """How many items of each query its second stage orders: what is asked, what its manifest says, or RERANK_K."""
+    return asked or submission.manifest.rerank_k or RERANK_K
 
 
 def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) -> RunManifest:

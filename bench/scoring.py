@@ -41,11 +41,27 @@ def score_evidence(evidence: Mapping[Direction, Evidence], n_images: int) -> Met
 
 def mean_r1(evidence: Mapping[Direction, Evidence], n_images: int) -> tuple[float, Float[np.ndarray, " n_resamples"]]:
     """R@1 averaged over the cell's cross-modal directions (or over all, if it has none of them), and its resamples."""
-    parts = [evidence[name] for name in CROSS_MODAL if name in evidence] or list(evidence.values())
-    hits = [hit(part.ranks, 1) for part in parts]
-    sums = np.hstack([cluster_sums(h[:, None], part.images, n_images) for h, part in zip(hits, parts, strict=True)])
-    counts = np.stack([cluster_counts(part.images, n_images) for part in parts], axis=1)
-    return float(np.mean([h.mean() for h in hits])), bootstrap(sums, counts).mean(axis=1)
+    return mean_recall(evidence, n_images, 1)
+
+
+def mean_recall(
+    evidence: Mapping[Direction, Evidence], n_images: int, k: int
+) -> tuple[float, Float[np.ndarray, " n_resamples"]]:
+    """The same of R@k."""
+    crossing = {name: evidence[name] for name in CROSS_MODAL if name in evidence} or evidence
+    values, replicates = zip(*recall_by_direction(crossing, n_images, k).values(), strict=True)
+    return float(np.mean(values)), np.mean(replicates, axis=0)
+
+
+def recall_by_direction(
+    evidence: Mapping[Direction, Evidence], n_images: int, k: int
+) -> dict[Direction, tuple[float, Float[np.ndarray, " n_resamples"]]]:
+    """R@k of each direction by itself, with its resamples: one product for all."""
+    hits = {name: hit(part.ranks, k) for name, part in evidence.items()}
+    sums = [cluster_sums(hits[name][:, None], part.images, n_images) for name, part in evidence.items()]
+    counts = [cluster_counts(part.images, n_images) for part in evidence.values()]
+    drawn = bootstrap(np.hstack(sums), np.stack(counts, axis=1))
+    return {name: (float(hits[name].mean()), drawn[:, column]) for column, name in enumerate(evidence)}
 
 
 def score_attack(

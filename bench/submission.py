@@ -12,7 +12,7 @@ import importlib.util
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -225,9 +225,9 @@ def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
 def digest_own(submission: Submission) -> str:
     """Hex sha256 over a submission's files, its function, its arguments and the files that those name."""
     digest = hashlib.sha256(json.dumps([submission.function, dict(sorted(submission.args.items()))]).encode())
-    named = (Path(value).expanduser() for _, value in sorted(submission.args.items()))
+    named = [_files_of(name, submission) for name in sorted(submission.args)]
     own = _files(submission.folder) if submission.is_folder else [submission.module]
-    for path in [*own, *(path for path in named if path.is_file())]:
+    for path in [*own, *(path for files in named for path in files)]:
         digest.update(path.name.encode() + b"\0" + sha256_of(path).encode())
     return digest.hexdigest()
 
@@ -249,6 +249,41 @@ def _digest_code(folders: Sequence[Path]) -> str:
             if path.suffix == ".py":
                 digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + sha256_of(path).encode())
     return digest.hexdigest()
+
+
+def resolve_args(submission: Submission) -> dict[str, str]:
+    """Its arguments as its process gets them: what names a file, or by a path a submission's folder, is absolute."""
+    return {name: _resolve(name, submission) for name in submission.args}
+
+
+def _resolve(name: str, submission: Submission) -> str:
+    value = submission.args[name]
+    path, folder = Path(value).expanduser(), _named_folder(name, submission)
+    return str(path.resolve()) if path.is_file() else value if folder is None else str(folder)
+
+
+def _named_folder(name: str, submission: Submission) -> Path | None:
+    """The submission's folder that an argument is the path of, None if it is none.
+
+    A default of the manifest is a path from the manifest, any other from where the command is run. A name without a
+    stroke is no path, here as in `find_submission`.
+    """
+    value = submission.args[name]
+    if "/" not in value:
+        return None
+    start = submission.folder if submission.manifest.args.get(name) == value else Path()
+    folder = (start / Path(value).expanduser()).resolve()
+    return folder if (folder / MANIFEST).is_file() else None
+
+
+def _files_of(name: str, submission: Submission) -> Iterable[Path]:
+    """The files that an argument names: one, those of a submission's folder, or of a shipped submission."""
+    value = submission.args[name]
+    path = Path(value).expanduser()
+    if path.is_file():
+        return [path]
+    folder = _named_folder(name, submission) or shipped_submissions().get(value)
+    return _files(folder) if folder else []
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -20,8 +20,8 @@ from pydantic import Field
 from bench.bundle import Results, read_results
 from bench.errors import IncompleteError, InputError, UsageError
 from bench.metrics import relative_drop
-from bench.records import Estimate, Record, Strict, estimate
-from bench.scoring import mean_r1
+from bench.records import Count, Estimate, Line, Record, Strict, estimate
+from bench.scoring import CROSS_MODAL, mean_recall, recall_by_direction
 from bench.stats import compare as compare_replicates
 from bench.stats import holm, interval
 from bench.types import Direction
@@ -34,6 +34,20 @@ class Held(Strict):
 
     r1: Estimate = Field(description="mean R@1 of the shifted cells, a fraction")
     lost: Estimate = Field(description="share of the clean canvas's R@1 that is lost (MMI)")
+
+
+class Candidates(Strict):
+    """Candidate recall: how often the pool that a second stage orders has a right item at all, as fractions.
+
+    Ordering the k best items anew moves none of them past place k, so this is R@k of the final ranking at the size of
+    the pool, and no second stage over that pool can have a higher R@1.
+    """
+
+    k: Count = Field(description="items of each query in the pool")
+    clean: Estimate | None = Field(description="mean of directions on the clean canvas; None without shifted cells")
+    shifted: Estimate | None = Field(description="mean over the families of shifts; None without shifted cells")
+    lost: Estimate | None = Field(description="share of the clean canvas's that is lost, mean over the families")
+    cells: dict[Line, dict[Direction, Estimate]] = Field(description="by cell and direction, attacked cells included")
 
 
 class HeldReplicated(NamedTuple):
@@ -69,6 +83,7 @@ class Summary:
         overall: the mean over families; None of a run that has attacked cells alone.
         worst: name of the shift that costs most.
         attacks: the attacked cells, in the suite's order; they are not part of the means.
+        candidates: what the first stage leaves to the second; None where there is one stage.
         skipped: cells that cannot be asked of the submission, with the reason.
         image_ms: median encoding time per image, batched, on the clean canvas.
         text_ms: the same per caption.
@@ -83,6 +98,7 @@ class Summary:
     overall: Held | None
     worst: str
     attacks: tuple[AttackSummary, ...]
+    candidates: Candidates | None
     skipped: dict[str, str]
     image_ms: float | None
     text_ms: float | None
@@ -90,7 +106,7 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """As plain data, ready for JSON."""
         facts = asdict(self)
-        for name in ("clean", "shifts", "families", "overall", "attacks"):
+        for name in ("clean", "shifts", "families", "overall", "attacks", "candidates"):
             facts[name] = _plain(facts[name])
         return facts
 
@@ -119,17 +135,18 @@ class Difference:
 
 
 class Scores:
-    """Mean R@1 of every cell of a run, with its resamples.
+    """Mean R@1 of every cell of a run, with its resamples; of another cutoff, R@k in its place throughout.
 
     Args:
         results: of a run or bundle.
         slugs: of the cells that count; None for all.
+        k: the cutoff.
     """
 
-    def __init__(self, results: Results, slugs: Collection[str] | None = None) -> None:
+    def __init__(self, results: Results, slugs: Collection[str] | None = None, k: int = 1) -> None:
         scored = (record for record in results.records if record.status == "ok")
         self.records = [record for record in scored if slugs is None or record.cell.slug in slugs]
-        self._results = results
+        self._results, self._k = results, k
         self._known: dict[tuple[str, tuple[Direction, ...]], tuple[float, np.ndarray]] = {}
 
     def of(self, record: Record, directions: tuple[Direction, ...] = ()) -> Replicated:
@@ -139,7 +156,7 @@ class Scores:
             n_images = record.data.n_images if record.data else 0
             evidence = self._results.evidence(record)
             asked = {name: part for name, part in evidence.items() if name in (directions or evidence)}
-            self._known[key] = mean_r1(asked, n_images)
+            self._known[key] = mean_recall(asked, n_images, self._k)
         return self._known[key]
 
     @cached_property
@@ -182,7 +199,8 @@ class Scores:
         value, replicates = _mean([self.of(record) for record in records])
         lost = float(relative_drop(np.array(clean), np.array([value])))
         if math.isnan(lost):
-            raise InputError(f"{self._results.folder}: R@1 on {canvas.cell.id} is 0; there is nothing to lose.")
+            what = f"R@{self._k} on {canvas.cell.id}"
+            raise InputError(f"{self._results.folder}: {what} is 0; there is nothing to lose.")
         return HeldReplicated((value, replicates), (lost, relative_drop(cleans, replicates[:, None])))
 
     @cached_property
@@ -233,10 +251,46 @@ def summarise(results: Results) -> Summary:
         overall=mean_held(list(scores.families.values())).estimate() if scores.families else None,
         worst=scores.worst,
         attacks=attacks,
+        candidates=find_candidates(results),
         skipped={record.cell.id: record.reason for record in results.records if record.status == "skipped"},
         image_ms=canvas.timing.encode_images_ms if canvas else None,
         text_ms=canvas.timing.encode_texts_ms if canvas else None,
     )
+
+
+def find_candidates(results: Results) -> Candidates | None:
+    """The candidate recall of results that were read before; None where there is no second stage.
+
+    It is read off the final ranks: a positive inside the pool has a rank of at most k, and one outside never has, even
+    where it is level with the pool's edge (see `bench.retrieval.rerank`). The share of the pools that were really
+    ordered is so counted; the first stage's own pessimistic R@k would leave out the positives that were level with the
+    edge, and in.
+
+    Raises:
+        InputError: its files are damaged.
+        IncompleteError: a clean cell is missing.
+    """
+    k = results.manifest.rerank_k
+    if k is None:
+        return None
+    reranked = {record.cell.slug for record in results.records if set(record.cell.directions) & set(CROSS_MODAL)}
+    scores = Scores(results, reranked, k)
+    canvas = main_canvas(scores)
+    held = mean_held(list(scores.families.values())) if scores.families else None
+    return Candidates(
+        k=k,
+        clean=as_estimate(scores.of(canvas)) if canvas else None,
+        shifted=as_estimate(held.r1) if held else None,
+        lost=as_estimate(held.lost) if held else None,
+        cells={record.cell.id: _candidates_of(record, results, k) for record in scores.records},
+    )
+
+
+def _candidates_of(record: Record, results: Results, k: int) -> dict[Direction, Estimate]:
+    """R@k of a cell by direction, those that have a second stage."""
+    parts = {name: part for name, part in results.evidence(record).items() if name in CROSS_MODAL}
+    found = recall_by_direction(parts, record.data.n_images if record.data else 0, k)
+    return {name: as_estimate(part) for name, part in found.items()}
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from bench.retrieval.latency import (
 )
 from bench.retrieval.payload import Payload
 from bench.retrieval.pipeline import Pipeline
-from bench.run import RERANK_K, describe_environment, surroundings_of
+from bench.run import choose_rerank_k, describe_environment, surroundings_of
 from bench.shifted import prepare_clean
 from bench.store import cache_folder
 from bench.submission import Submission
@@ -58,10 +58,10 @@ class TimingSettings:
 
     Args:
         n_items: size of the gallery; None for the collection's images alone.
-        factory: faiss's name of the index; None for the default of the gallery's size.
+        factory: faiss's name of the index; None for what the manifest says, or the default of the gallery's size.
         search: nprobe, ef and k_factor, where given.
         k: items in an answer.
-        rerank_k: items that a second stage orders; None for as many as `rove run` has ordered, where there is one.
+        rerank_k: items that a second stage orders; None for as many as `rove run` orders, where there is one.
         batch_size: of the measurement in batches.
         n_calls: of one query each; batches are asked about as many queries, in calls enough for a median.
         threads: of harness and submission each; None for all cores that this process may use.
@@ -133,15 +133,21 @@ def make_stand(
     return stand
 
 
-def _index_spec(settings: TimingSettings, stand: Stand, k: int) -> IndexSpec:
-    """The index that is asked for, or the default of the gallery's size; raises as `parse_index`."""
+def factory_of(submission: Submission, settings: TimingSettings) -> str | None:
+    """faiss's name of the index that is asked for, or that its manifest says; None if neither does."""
+    return settings.factory or submission.manifest.index
+
+
+def _index_spec(settings: TimingSettings, factory: str | None, stand: Stand, k: int) -> IndexSpec:
+    """The index of that name, or the default of the gallery's size; raises as `parse_index`."""
     gallery = stand.gallery
-    factory = settings.factory or default_index(gallery.n_items, gallery.dim).factory
+    factory = factory or default_index(gallery.n_items, gallery.dim).factory
     return parse_index(factory, gallery.dim, k, **settings.search)
 
 
 def _time(submissions: Sequence[Submission], settings: TimingSettings, say: Say) -> tuple[list[TimingRecord], Measured]:
-    check_index(settings.factory or "Flat", settings.search if settings.factory else {}, settings.index_device)
+    for factory in (factory_of(submission, settings) for submission in submissions):
+        check_index(factory or "Flat", settings.search if factory else {}, settings.index_device)
     with ExitStack() as stack:
         threads = stack.enter_context(pin_threads(settings.threads))
         benches = {
@@ -176,9 +182,9 @@ class _Bench:
         self._environment = describe_environment(settings.worker.device, submission.manifest.requires)
         self._stand = stand = make_stand(submission, settings, self._environment, second_stage, say)
         self._payload = find_payload(stand.encoded)
-        self._rerank_k = 0 if self._payload is None else settings.rerank_k or RERANK_K
+        self._rerank_k = 0 if self._payload is None else choose_rerank_k(submission, settings.rerank_k)
         k = max(settings.k, self._rerank_k)
-        self._spec = _index_spec(settings, stand, k)
+        self._spec = _index_spec(settings, factory_of(submission, settings), stand, k)
         folder, self._built, exact = find_index(stand, self._spec, settings.k, settings.rebuild, say)
         collection = stand.encoded.collection
         batches = feed_batches(collection.images[:N_IMAGES_TIMED], prepare_clean(True), settings.batch_size)

@@ -250,6 +250,9 @@ class FitContext:
         checkpoint: where the state is kept between interruptions.
         base: what to start from; None unless the recipe's `NEEDS_BASE` is true.
         budget_s: seconds of training after which the recipe ends in good order; None is no limit.
+        generic: images of what the base knows already, not to be forgotten; None unless the recipe's `TAKES_GENERIC`
+            is true and one is given.
+        generic_validation: for choices, beside `validation`; None lets the recipe hold out a part of `generic`.
     """
 
     train: Collection
@@ -263,6 +266,8 @@ class FitContext:
     checkpoint: Checkpoint
     base: Base | None = None
     budget_s: float | None = None
+    generic: Collection | None = None
+    generic_validation: Collection | None = None
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,8 @@ class FitFacts:
         seconds: of training, interruptions apart.
         relative_seconds: of computing, decoding apart, to as many steps of full fine-tuning that were timed in the same
             run; None where there are none.
-        validation_r1: mean of both directions' R@1 on the validation images, in percent, after fitting.
+        validation_r1: mean of both directions' R@1 on the validation images, in percent, after fitting, or what else
+            the recipe chooses by; higher is better.
         base_validation_r1: the same of the base.
     """
 

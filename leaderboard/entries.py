@@ -43,12 +43,22 @@ from bench.records import (
 )
 from bench.stats import bootstrap, cluster_counts, cluster_sums, interval
 from bench.store import cache_folder, write_atomic
+from bench.summary import (
+    Candidates,
+    Replicated,
+    Scores,
+    as_estimate,
+    find_candidates,
+    is_shifted,
+    items_of,
+    main_canvas,
+    mean_held,
+)
 from bench.summary import Held as Held
-from bench.summary import Replicated, Scores, as_estimate, is_shifted, items_of, main_canvas, mean_held
 from bench.timing_records import TimingRecord
 from bench.types import Direction
 
-VERSION = 1
+VERSION = 2
 N_RANK_RESAMPLES = 2_000
 SHOWN_METRICS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "rsum")
 
@@ -102,6 +112,7 @@ class Entry(Strict):
     image_ms: Finite | None = Field(description="median per image while scoring, batched")
     text_ms: Finite | None = Field(description="median per caption while scoring, batched")
     timings: tuple[TimingRecord, ...]
+    candidates: Candidates | None = Field(default=None, description="candidate recall; None where there is one stage")
     unranked: Text = Field(default="", description="why it takes no part in the order; empty if it does")
 
     @property
@@ -254,6 +265,7 @@ def summarise_bundle(results: Results, bundle_sha256: str, reference: Reference 
         image_ms=canvas.timing.encode_images_ms if canvas else None,
         text_ms=canvas.timing.encode_texts_ms if canvas else None,
         timings=results.timings,
+        candidates=find_candidates(results),
         unranked=_why_unranked(results),
     )
     return Summarised(entry, _resamples(scores, canvas), _hits(results, records))

@@ -161,6 +161,8 @@ def _describe_recipe(name: str) -> dict[str, Any] | None:
         "method": recipe.method,
         "version": recipe.version,
         "needs_base": recipe.needs_base,
+        "takes_generic": recipe.takes_generic,
+        "search": {key: list(values) for key, values in recipe.search.items()},
         "recipe_args": {key: value or "the recipe's" for key, value in recipe.args.items()},
         "model_args": dict(recipe.model_args),
         "requires": list(recipe.requires),

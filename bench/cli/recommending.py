@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.cli.console import Json, print_json, print_note, print_table
+from bench.cli.console import Json, print_data, print_json, print_note, print_table
 from bench.cli.timing import parse_count
 from bench.errors import InputError, UsageError, unknown_name
 
@@ -48,6 +48,12 @@ def recommend(
     gallery: Annotated[
         str | None, typer.Option(help="Items that were searched, such as 100k; default: what most rows were timed at.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Write guidelines, Markdown, from all comparisons; takes no limits.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File for --explain; default: standard output.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Recommend submissions that keep to limits and that no other beats in all of quality, latency and size.
@@ -55,6 +61,15 @@ def recommend(
     Nobody passing is an answer, not an error: the note names the row that misses its worst limit by least.
     """
     from leaderboard.boards import RESULTS, read_boards
+
+    asked = (max_latency_ms, max_params, max_drop, min_r1, hardware, gallery)
+    if explain and (strict or as_json or any(limit is not None for limit in asked)):
+        raise UsageError("--explain writes Markdown on all rows; expected no limits and no --json beside it.")
+    if output is not None and not explain:
+        raise UsageError("--output is the file of --explain; expected both, or neither.")
+    if explain:
+        write_guidelines(places or [RESULTS], suite, output)
+        return
     from leaderboard.recommend import Limits, find_nearest, find_terms
     from leaderboard.recommend import recommend as recommend_entries
 
@@ -83,6 +98,23 @@ def recommend(
         _print_advice(board.label, advice, terms)
     if nearest:
         print_note(f"no submission passes; the nearest is {nearest.label}: {'; '.join(nearest.reasons)}.")
+
+
+def write_guidelines(places: Sequence[Path], suite: str | None, output: Path | None) -> None:
+    """Writes the guidelines of the boards in `places`, or of one suite's, to a file or to standard output."""
+    from bench.store import write_atomic
+    from leaderboard.boards import read_boards
+    from leaderboard.guidelines import explain
+
+    boards, rejected = read_boards(places)
+    for name, reason in rejected:
+        print_note(f"left out {name}: {reason}")
+    text = explain(boards if suite is None else [choose_board(boards, suite)])
+    if output is None:
+        print_data(text.removesuffix("\n"))
+    else:
+        write_atomic(output, text.encode())
+        print_data(str(output))
 
 
 def parse_parameters(text: str) -> int:

@@ -11,7 +11,7 @@ from bench.cli.console import Json, print_data, print_json, print_note, print_ta
 
 if TYPE_CHECKING:
     from bench.records import Estimate
-    from bench.summary import Difference, Summary
+    from bench.summary import Candidates, Difference, Summary
 
 Folder = Annotated[Path, typer.Argument(help="A run's folder or a bundle.", exists=True, file_okay=False)]
 
@@ -39,6 +39,8 @@ def score(run: Folder, as_json: Json = False) -> None:
         title = "under shift, %: R@1 (mean over severities and directions), and the share of the clean canvas's lost"
         columns = ["shift", "R@1", "95 % interval", "lost", "95 % interval"]
         print_table(title, columns, [(name, *_figures("", it.r1), *_figures("", it.lost)) for name, it in held.items()])
+    if summary.candidates:
+        print_candidates(summary.candidates)
     print_attacks(summary)
 
 
@@ -143,6 +145,21 @@ def print_attacks(summary: Summary) -> None:
             print_note(f"{attack.cell} is {attack.verdict}")
     for cell, reason in summary.skipped.items():
         print_note(f"{cell} was skipped: {reason}")
+
+
+def print_candidates(candidates: Candidates) -> None:
+    """Candidate recall as two tables: the means, and every cell by direction."""
+    print_note(f"candidate recall: queries with a right item among the {candidates.k} that the second stage orders.")
+    named = {"clean canvas": candidates.clean, "under shift": candidates.shifted, "lost": candidates.lost}
+    rows = [(name, *_figures("", value)) for name, value in named.items() if value]
+    if rows:
+        print_table("candidate recall, %", ["mean of directions", "", "95 % interval"], rows)
+    cells = [
+        (cell, direction, *_figures("", value))
+        for cell, by_direction in candidates.cells.items()
+        for direction, value in by_direction.items()
+    ]
+    print_table("candidate recall by cell, %", ["cell", "direction", "", "95 % interval"], cells)
 
 
 def register(app: typer.Typer) -> None:

@@ -92,10 +92,16 @@ def fit(
     validation: Annotated[
         str | None, typer.Option("--val", help="Data set for choices; default: split val beside --train, or held out.")
     ] = None,
+    generic: Annotated[
+        str | None, typer.Option(help="Data set that the base knows and is not to forget, where a recipe takes one.")
+    ] = None,
     data_dir: DataDirs = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same weights on the same machine.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data; default: the recipe's.")] = None,
     budget: Annotated[str | None, typer.Option(help="Most time to train, such as 90s, 20m or 1.5h.")] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Fit every setting of the recipe's SEARCH; keep the best by validation.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the same command was interrupted.")] = False,
     plot: Annotated[bool, typer.Option("--plot", help="Also draw loss and validation recall, fit.svg.")] = False,
     recipe_arg: Annotated[
@@ -113,10 +119,10 @@ def fit(
 
     base_args, args = parse_pairs(base_arg or [], "--base-arg"), parse_pairs(recipe_arg or [], "--recipe-arg")
     budget_s = None if budget is None else parse_duration(budget, "--budget")
-    chosen = choose_recipe(recipe, base, base_args, args)
+    chosen = choose_recipe(recipe, base, base_args, args, search)
     settings = replace(chosen, seed=seed, epochs=epochs, budget_s=budget_s, device=device)
     copies = parse_pairs(data_dir or [], "--data-dir")
-    data = load_fit_data(train, validation, chosen.recipe.needs_base, copies, offline, print_note)
+    data = load_fit_data(train, validation, chosen.recipe.needs_base, copies, offline, print_note, generic)
     try:
         run_fit(settings, data, output, print_note, name=name, resume=resume, overwrite=overwrite, plot=plot)
     except KeyboardInterrupt:
@@ -147,8 +153,9 @@ def run(
     dtype: Dtype = "float32",
     batch_size: BatchSize = 32,
     rerank_k: Annotated[
-        int, typer.Option("--rerank-k", min=1, help="Items of each query that a second stage orders, if there is one.")
-    ] = 20,
+        int | None,
+        typer.Option("--rerank-k", min=1, help="Items that a second stage orders; default: the manifest's, or 20."),
+    ] = None,
     offline: Offline = False,
     timeout: Timeout = 600.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,

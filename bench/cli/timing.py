@@ -55,7 +55,9 @@ def time(
     ] = None,
     index: Annotated[
         list[str] | None,
-        typer.Option(help="faiss's name of an index, such as 'IVF4096,PQ64'; repeatable with --sweep."),
+        typer.Option(
+            help="faiss's name of an index, such as 'IVF4096,PQ64'; default: the manifest's. Repeatable: --sweep."
+        ),
     ] = None,
     nprobe: Annotated[str | None, typer.Option(help="Lists to visit (IVF); several with --sweep: 8,16,32.")] = None,
     ef: Annotated[str | None, typer.Option(help="Breadth of the search (HNSW); several with --sweep.")] = None,
@@ -66,7 +68,7 @@ def time(
     k: Annotated[int, typer.Option("-k", min=1, help="Items in an answer.")] = 10,
     rerank_k: Annotated[
         int | None,
-        typer.Option("--rerank-k", min=0, help="Items that a second stage orders; default 20 where there is one."),
+        typer.Option("--rerank-k", min=0, help="Items that a second stage orders; default: the manifest's, or 20."),
     ] = None,
     calls: Annotated[
         int, typer.Option(min=30, help="Timed calls: p50 from 30, p90 from 64, p95 from 130, p99 from 662.")

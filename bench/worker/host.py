@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from bench.errors import ProtocolError, SubmissionCrash, SubmissionError, SubmissionTimeout, UsageError
-from bench.submission import Submission
+from bench.submission import Submission, resolve_args
 from bench.worker.memory import peak_bytes_of_group
 from bench.worker.wire import Channel, MemoryFile
 
@@ -318,7 +318,7 @@ class Worker:
                 "import_name": self._submission.import_name,
                 "function": self._submission.function,
                 "folder": str(self._submission.folder),
-                "args": {name: _absolute(value) for name, value in self._submission.args.items()},
+                "args": resolve_args(self._submission),
                 "requires": self._submission.manifest.requires,
                 "device": self._settings.device,
                 "dtype": self._settings.dtype,
@@ -511,12 +511,6 @@ def _environment(scratch: Path, offline: bool) -> dict[str, str]:
     pillow = {"PILLOW_BLOCKS_MAX": str(KEPT_IMAGE_BLOCKS)}
     hub = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
     return {**kept, **fixed, **pillow, **hub, "TOKENIZERS_PARALLELISM": "false"}
-
-
-def _absolute(value: str) -> str:
-    """An argument that names an existing file, made independent of the folder that the worker runs in."""
-    path = Path(value).expanduser()
-    return str(path.resolve()) if path.is_file() else value
 
 
 def _fits(shape: Sequence[object], expected: Shape) -> bool:

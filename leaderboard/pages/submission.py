@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.metrics import HIT_CUTOFFS
 from bench.records import Estimate, Fit, Parameters
+from bench.scoring import CROSS_MODAL
 from bench.timing_records import Served, Stage, TimingRecord
 from leaderboard.boards import Board
 from leaderboard.entries import Attacked, Entry, Score
@@ -56,6 +57,7 @@ def parts(board: Board) -> Iterator[Page | Script]:
             "worst": sorted(entry.shifts.items(), key=lambda item: -item[1].lost.value)[:_N_WORST],
             "columns": [f"{direction} R@{k}" for direction in directions for k in HIT_CUTOFFS],
             "cells": [(score, _figures(score, directions)) for score in entry.scores],
+            "candidates": _candidates(entry),
             "attacks": [(attacked, _failed(attacked)) for attacked in entry.attacks],
             "stages": [_STAGES[stage] for stage in stages],
             "timings": [_timed(record, stages) for record in _ordered(entry.timings)],
@@ -123,6 +125,12 @@ def _figures(score: Score, directions: Sequence[str]) -> list[Estimate | None]:
     return [score.r1, score.lost] + [
         metrics.get(direction, {}).get(f"hit@{k}") for direction in directions for k in HIT_CUTOFFS
     ]
+
+
+def _candidates(entry: Entry) -> list[tuple[str, list[Estimate | None]]]:
+    """Candidate recall of every cell by direction, None where it is not asked; empty where there is one stage."""
+    cells = entry.candidates.cells if entry.candidates else {}
+    return [(cell, [found.get(direction) for direction in CROSS_MODAL]) for cell, found in cells.items()]
 
 
 def _failed(attacked: Attacked) -> str:

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bench.errors import InputError
+
 LIBRARIES = (
     "torch",
     "torchvision",
@@ -107,6 +109,20 @@ class Backbone(ABC):
             InputError: the tower takes no such prompts.
         """
 
+    def image_states(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_states width"]:
+        """What the image tower knows of each place of the image before it pools, float32, differentiable.
+
+        Args:
+            pixels: in [0, 1]; moved to the device.
+
+        Raises:
+            InputError: the tower has no such states.
+        """
+        raise InputError(
+            f"the image tower of a {type(self).__name__} gives no states of places, which this recipe reads; expected "
+            "a base such as tiny, pocket or openclip's ViT models."
+        )
+
     def split_attention(self) -> None:  # noqa: B027
         """Makes query, key, value and output projections linear layers of their own, where they are fused."""
 
@@ -172,6 +188,10 @@ class Changed(Backbone):
     def embed_texts(self, texts: Sequence[str], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
         """As `Backbone.embed_texts`; where prompts are given, the base computes with them alone."""
         return self.base.embed_texts(texts, prompts) if prompts else self._embed_texts(texts)
+
+    def image_states(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_states width"]:
+        """Those of the base."""
+        return self.base.image_states(pixels)
 
     def split_attention(self) -> None:
         """As the base does."""

@@ -33,6 +33,10 @@ class Examples:
             self.captions_of[image] = pairs[order][rows, 1]
         self._kept: dict[int, Tensor] = {}
 
+    def beside(self, collection: Collection) -> Examples:
+        """Another collection, as the same backbone reads it."""
+        return Examples(collection, self._backbone)
+
     @property
     def n_images(self) -> int:
         return len(self.captions_of)
@@ -120,10 +124,11 @@ def split_collection(context: FitContext) -> tuple[Collection, Collection]:
         return context.train, context.validation.head(MOST_VALIDATED)
     order = open_stream(context.seed, 2, 0).permutation(len(context.train.images))
     n_held_out = max(1, min(MOST_VALIDATED, round(VALIDATION_SHARE * len(order))))
-    return _select(context.train, np.sort(order[n_held_out:])), _select(context.train, np.sort(order[:n_held_out]))
+    kept, held_out = np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+    return select_images(context.train, kept), select_images(context.train, held_out)
 
 
-def _select(collection: Collection, images: Int[np.ndarray, " n"]) -> Collection:
+def select_images(collection: Collection, images: Int[np.ndarray, " n"]) -> Collection:
     """Some images of a collection with the captions that go with them."""
     place = np.full(len(collection.images), -1)
     place[images] = np.arange(len(images))
@@ -134,6 +139,8 @@ def _select(collection: Collection, images: Int[np.ndarray, " n"]) -> Collection
         images=[collection.images[int(i)] for i in images],
         captions=[collection.captions[int(i)] for i in kept],
         positives=np.stack([place[pairs[:, 0]], renumbered.reshape(-1)], axis=1),
+        labels=None if collection.labels is None else collection.labels[images],
+        label_names=collection.label_names,
         revision=collection.revision,
     )
 

@@ -9,6 +9,7 @@ import open_clip
 import PIL.Image
 import torch
 from jaxtyping import Float, Int
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize
 
@@ -73,6 +74,20 @@ class OpenClipEncoder(Backbone):
         if prompts:
             raise InputError("this text tower takes no prompts; expected open_clip's causal one.")
         return self.module.encode_text(self.tokenize(list(texts)).to(self.device)).float()
+
+    def image_states(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_states width"]:
+        """The patches' states after the last block and the final norm, without the class token's; of ViTs alone."""
+        visual = self.module.visual
+        if not isinstance(visual, VisionTransformer):
+            raise InputError(
+                f"an image tower of class {type(visual).__name__} gives no states of patches; expected one of "
+                "open_clip's own vision transformers, such as ViT-B-32."
+            )
+        normalized = self._normalize(pixels).to(device=self.device, dtype=self._dtype)
+        states = visual.transformer(visual._embeds(normalized))
+        if visual.attn_pool is None:
+            states = visual.ln_post(states)
+        return states[:, 1:].float()
 
     def split_attention(self) -> None:
         """Query, key, value and output projections of both towers become linear layers."""

@@ -29,6 +29,8 @@ class Plan:
         warmup: share of the training in which the rate rises.
         keep: the weights with the best validation R@1, or the last.
         betas: AdamW's.
+        clip_norm: longest gradient over all parameters; longer ones are shortened to it.
+        objective_lr: `lr` of the objective's own parameters; None is the others'.
     """
 
     epochs: int
@@ -39,6 +41,8 @@ class Plan:
     warmup: float = 0.1
     keep: Literal["best", "last"] = "best"
     betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+    objective_lr: float | None = None
 
     def told(self, context: FitContext) -> Plan:
         """The same with what the user set: `--epochs`, and the arguments of `PLAN_ARGS`.
@@ -89,11 +93,28 @@ def cosine_rate(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], plan: Plan) -> torch.optim.Optimizer:
-    """The plan's optimiser; only matrices decay."""
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
-    others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], plan: Plan, own: Mapping[str, nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """The plan's optimiser; only matrices decay.
+
+    Args:
+        parameters: of the model.
+        plan: the recipe's.
+        own: the objective's parameters; each group's `top` is its rate at the top of the schedule.
+    """
+    groups = _groups(parameters, plan.weight_decay, plan.lr)
+    if own:
+        groups += _groups(own, plan.weight_decay, plan.lr if plan.objective_lr is None else plan.objective_lr)
     if plan.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas)
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], weight_decay: float, top: float) -> list[dict[str, Any]]:
+    matrices = [parameter for parameter in parameters.values() if parameter.ndim > 1]
+    others = [parameter for parameter in parameters.values() if parameter.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay, "top": top},
+        {"params": others, "weight_decay": 0.0, "top": top},
+    ]

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,9 +22,20 @@ from submissions.backbones.fitted import Attach, digest_of, load_base, write_fit
 from submissions.backbones.plan import Plan, cosine_rate, make_optimizer
 from submissions.backbones.retrieval import LARGEST_LOG_SCALE, Objective, Student, recall_at_1, retrieval_loss
 
-CLIP_NORM = 1.0
 CHECKPOINT_S, CHECKPOINT_COST = 20.0, 20
 TIMED_STEPS = 3
+OBJECTIVE = "objective"  # the stem of its own parameters' names in a checkpoint
+
+
+class Batches(Protocol):
+    """Where the loop takes its batches from."""
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """How many make up a pass over the training images."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step of the training."""
 
 
 def fit_on_base(
@@ -33,6 +45,7 @@ def fit_on_base(
     make_objective: Callable[[Backbone, Examples], Objective] = lambda base, examples: retrieval_loss,
     merge: Callable[[Backbone], None] | None = None,
     validate: Callable[[Backbone, Examples], float] = recall_at_1,
+    make_sampler: Callable[[Examples, int, int], Batches] = Sampler,
 ) -> FitFacts:
     """Trains what `attach` builds into the base, and writes it to `context.output`.
 
@@ -40,9 +53,11 @@ def fit_on_base(
         context: with a base.
         plan: the recipe's; the user's arguments go over it.
         attach: builds what learns into the base, and marks it by `requires_grad`.
-        make_objective: from the base, which stays as it is, and the training examples.
+        make_objective: from the base, which stays as it is, and the training examples; parameters of its own, if it is
+            a module, learn with the others and are not kept.
         merge: folds what learnt into the base's own layers; None where that cannot be.
         validate: percent, higher is better.
+        make_sampler: of the training examples, the batch size and the seed.
 
     Raises:
         InputError: there are fewer than two training images, or the base cannot be changed in this way.
@@ -62,7 +77,8 @@ def fit_on_base(
     full_step_s = _time_full_step(base, train, plan, context.seed)
     n_trainable, n_attached = count(trainable(backbone.module)), count(dict(backbone.module.named_parameters()))
     mergeable = merge is not None or n_attached == n_base
-    training = _Training(backbone, train, validation, objective, validate, plan, context)
+    sampler = make_sampler(train, plan.batch, context.seed)
+    training = _Training(backbone, train, validation, sampler, objective, validate, plan, context)
     training.run()
     write_fitted(context.output, context.base, base_sha256, context.args, backbone)
     return FitFacts(
@@ -79,6 +95,19 @@ def fit_on_base(
     )
 
 
+def train_aside(backbone: Backbone, train: Examples, objective: Objective, plan: Plan, context: FitContext) -> float:
+    """Seconds of training what learns in `backbone`, in the same loop, to the last weights and without validation.
+
+    For what a recipe learns from but does not keep, such as a teacher.
+    """
+    sampler = Sampler(train, plan.batch, context.seed)
+    training = _Training(
+        backbone, train, train, sampler, objective, lambda *_: 0.0, replace(plan, keep="last"), context
+    )
+    training.run()
+    return training.seconds
+
+
 @dataclass
 class _Training:
     """The loop, and its state as a checkpoint holds it."""
@@ -86,6 +115,7 @@ class _Training:
     backbone: Backbone
     train: Examples
     validation: Examples
+    sampler: Batches
     objective: Objective
     validate: Callable[[Backbone, Examples], float]
     plan: Plan
@@ -99,11 +129,12 @@ class _Training:
     _save_from: float = 0.0
 
     def __post_init__(self) -> None:
-        self.sampler = Sampler(self.train, self.plan.batch, self.context.seed)
-        self._parameters = trainable(self.backbone.module)
-        if not self._parameters:
+        learning = trainable(self.backbone.module)
+        if not learning:
             raise InputError("nothing in this base learns under this recipe; see `rove describe` of both.")
-        self._optimizer = make_optimizer(self._parameters, self.plan)
+        own = trainable(self.objective) if isinstance(self.objective, nn.Module) else {}
+        self._parameters = learning | {f"{OBJECTIVE}.{name}": parameter for name, parameter in own.items()}
+        self._optimizer = make_optimizer(learning, self.plan, own)
         self._student = Student(self.backbone, self.train)
         self._clock = _clock_of(self.context.device)
 
@@ -134,12 +165,12 @@ class _Training:
 
     def _learn(self, batch: Batch) -> float:
         for group in self._optimizer.param_groups:
-            group["lr"] = self.plan.lr * cosine_rate(self._progress(), self.plan.warmup)
+            group["lr"] = group["top"] * cosine_rate(self._progress(), self.plan.warmup)
         torch.manual_seed(int(batch.rng.integers(1 << 62)))
         loss = self.objective(self._student, batch)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters.values(), CLIP_NORM)
+        nn.utils.clip_grad_norm_(self._parameters.values(), self.plan.clip_norm)
         self._optimizer.step()
         self.backbone.log_scale.data.clamp_(max=LARGEST_LOG_SCALE)
         return loss.item()

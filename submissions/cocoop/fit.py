@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import cast
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,6 +24,7 @@ from bench.types import FitContext, FitFacts
 from submissions.backbones.backbone import Backbone
 from submissions.backbones.examples import Batch, Examples
 from submissions.backbones.plan import PLAN_ARGS, Plan
+from submissions.backbones.reranking import Candidates
 from submissions.backbones.retrieval import Student, embed_captions, embed_images, match_pairs
 from submissions.backbones.training import fit_on_base
 from submissions.cocoop.model import Conditioned, attach
@@ -70,29 +70,10 @@ def reranked_recall_at_1(backbone: Backbone, examples: Examples) -> float:
     few = Examples(examples.collection.head(VALIDATED_IMAGES), backbone)
     images, captions = embed_images(backbone, few), embed_captions(backbone, few)
     cosines = (functional.normalize(images) @ functional.normalize(captions).T).cpu()
-    true = np.zeros(cosines.shape, bool)
-    true[tuple(few.collection.positives.T)] = True
-    asked = np.array([of_image[0] for of_image in few.captions_of])
-    i2t = _pairs(cosines)
-    t2i = np.flip(_pairs(cosines.T[asked]), axis=-1)
-    t2i[..., 1] = asked[:, None]
-    return float(50 * sum(true[tuple(_best(backbone, images, few, pairs).T)].mean() for pairs in (i2t, t2i)))
-
-
-def _pairs(cosines: Float[Tensor, "n_queries n_items"]) -> Int[np.ndarray, "n_queries pool 2"]:
-    """(query, item) of every query and its best items, best first."""
-    items = cosines.topk(min(POOL, cosines.shape[1])).indices.numpy()
-    return np.stack([np.broadcast_to(np.arange(len(items))[:, None], items.shape), items], axis=-1)
-
-
-def _best(
-    backbone: Backbone, images: Float[Tensor, "n_images dim"], examples: Examples, pairs: Int[np.ndarray, "n pool 2"]
-) -> Int[np.ndarray, "n 2"]:
-    """Of each row's (image, caption) pairs the one that the second stage scores highest; the first if there is none."""
+    candidates = Candidates(cosines, few, POOL)
+    rows = candidates.pairs
     if not isinstance(backbone, Conditioned):
-        return pairs[:, 0]
-    rows = pairs.reshape(-1, 2)
+        return candidates.recall_at_1(cosines.numpy()[tuple(rows.T)])
     parts = [rows[start : start + PAIRS_AT_ONCE] for start in range(0, len(rows), PAIRS_AT_ONCE)]
-    scores = [backbone.score(images[part[:, 0]], examples.texts(part[:, 1])).cpu() for part in parts]
-    best = torch.cat(scores).view(pairs.shape[:2]).argmax(dim=1).numpy()
-    return pairs[np.arange(len(pairs)), best]
+    scores = [backbone.score(images[part[:, 0]], few.texts(part[:, 1])).cpu() for part in parts]
+    return candidates.recall_at_1(torch.cat(scores).numpy())

@@ -74,8 +74,8 @@ class Conditioned(Changed):
     def score_pairs(
         self, tokens: Float[np.ndarray, "n_pairs dim"], texts: Sequence[str]
     ) -> Float[np.ndarray, " n_pairs"]:
-        """`score` of such vectors, (n_pairs,) float32."""
-        return self.score(torch.from_numpy(tokens).to(self.device), texts).cpu().numpy()
+        """`score` of such vectors, (n_pairs,) float32; those that were stored in half precision are as welcome."""
+        return self.score(torch.from_numpy(tokens).to(self.device).float(), texts).cpu().numpy()
 
     def score_pixels(self, pixels: Float[Tensor, "n 3 height width"], texts: Sequence[str]) -> Float[Tensor, " n"]:
         """`score` from pixels in [0, 1], (n_pairs,) float32, differentiable."""

@@ -51,9 +51,16 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Mean over the 7 x 7 positions, (batch, 3, 224, 224) in [0, 255] to (batch, 1280)."""
+        return torch.cat([part.mean(dim=(2, 3)) for part in self._maps(pixels)])
+
+    def states(self, pixels: Tensor) -> Tensor:
+        """The positions themselves, row by row, (batch, 49, 1280)."""
+        return torch.cat([part.flatten(2).transpose(1, 2) for part in self._maps(pixels)])
+
+    def _maps(self, pixels: Tensor) -> list[Tensor]:
         scaled = ((pixels - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
         parts = torch.split(scaled, FEW if pixels.device.type == "cpu" else len(scaled))
-        return torch.cat([self.net.extract_features(part).mean(dim=(2, 3)) for part in parts])
+        return [self.net.extract_features(part) for part in parts]
 
 
 def fold_norms(net: Any) -> None:
@@ -176,6 +183,11 @@ class Pocket(Backbone):
         side = self.module["images"]
         vectors: Tensor = side["head"](side["tower"](pixels.to(self.device) * 255))
         return vectors
+
+    def image_states(self, pixels: Float[Tensor, "n 3 224 224"]) -> Float[Tensor, "n 49 1280"]:
+        """The 7 x 7 positions of the last feature map."""
+        states: Tensor = self.module["images"]["tower"].states(pixels.to(self.device) * 255)
+        return states
 
     def embed_texts(self, texts: Sequence[str], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
         """As `Backbone.embed_texts`, with prompts at the first block alone."""

@@ -15,7 +15,7 @@ from opened_pages import OpenPage, find_violations, listen
 
 from bench.bundle import make_bundle
 from bench.run import RunResult
-from leaderboard.boards import Board, Boards, Unranked
+from leaderboard.boards import RESULTS, Board, Boards, Unranked, read_boards
 from leaderboard.entries import Summarised, read_entry, read_reference
 from leaderboard.site import write_site
 
@@ -39,6 +39,14 @@ def browser() -> Iterator[Any]:
 def real_bundle(finished_run: RunResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of the toy `colours` over the small suite; to be read only."""
     return make_bundle(finished_run.folder, tmp_path_factory.mktemp("real") / "bundle", overwrite=False)
+
+
+@pytest.fixture(scope="session")
+def shipped_boards(tmp_path_factory: pytest.TempPathFactory) -> Boards:
+    """The boards of the rows that ship, validated anew once for all tests that look at them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROVE_CACHE", str(tmp_path_factory.mktemp("shipped")))
+        return read_boards([RESULTS])
 
 
 @pytest.fixture(scope="session")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from leaderboard.boards import RESULTS, read_boards
+from leaderboard.boards import RESULTS, Boards
 from leaderboard.history import read_history
 
 CURRENT = [revision for revision in read_history(RESULTS) if revision.is_current]
 
 
-def test_every_current_revision_is_ranked() -> None:
-    found = read_boards([RESULTS])
+def test_every_current_revision_is_ranked(shipped_boards: Boards) -> None:
+    found = shipped_boards
     assert not found.rejected
     ranked = {(board.label, row.entry.label) for board in found.boards for row in board.rows}
     assert ranked == {(revision.suite, revision.label) for revision in CURRENT}
