@@ -109,8 +109,10 @@ class Backbone(ABC):
             InputError: the tower takes no such prompts.
         """
 
-    def image_states(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_states width"]:
-        """What the image tower knows of each place of the image before it pools, float32, differentiable.
+    def embed_with_states(
+        self, pixels: Float[Tensor, "n 3 height width"]
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n n_states width"]]:
+        """`embed_pixels`, and what the image tower knows of each place before it pools, from one pass; float32.
 
         Args:
             pixels: in [0, 1]; moved to the device.
@@ -189,9 +191,12 @@ class Changed(Backbone):
         """As `Backbone.embed_texts`; where prompts are given, the base computes with them alone."""
         return self.base.embed_texts(texts, prompts) if prompts else self._embed_texts(texts)
 
-    def image_states(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_states width"]:
-        """Those of the base."""
-        return self.base.image_states(pixels)
+    def embed_with_states(
+        self, pixels: Float[Tensor, "n 3 height width"]
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n n_states width"]]:
+        """This backbone's vectors, and the states of the base."""
+        vectors, states = self.base.embed_with_states(pixels)
+        return vectors if self._embed_pixels == self.base.embed_pixels else self._embed_pixels(pixels), states
 
     def split_attention(self) -> None:
         """As the base does."""

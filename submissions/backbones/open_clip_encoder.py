@@ -64,8 +64,7 @@ class OpenClipEncoder(Backbone):
         states = visual._embeds(normalized)
         length = states.shape[1]
         states = _run_blocks(visual.transformer.resblocks, states, prompts, start=length, mask=None)
-        pooled, _ = visual._pool(states[:, :length])
-        return (pooled if visual.proj is None else pooled @ visual.proj).float()
+        return _pool(visual, states[:, :length])
 
     def embed_texts(self, texts: Sequence[str], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
         """As `Backbone.embed_texts`, which only a causal text tower can do with prompts."""
@@ -75,8 +74,10 @@ class OpenClipEncoder(Backbone):
             raise InputError("this text tower takes no prompts; expected open_clip's causal one.")
         return self.module.encode_text(self.tokenize(list(texts)).to(self.device)).float()
 
-    def image_states(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_states width"]:
-        """The patches' states after the last block and the final norm, without the class token's; of ViTs alone."""
+    def embed_with_states(
+        self, pixels: Float[Tensor, "n 3 height width"]
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n n_states width"]]:
+        """Of ViTs alone; states are the patches' after the last block and the final norm, without the class token's."""
         visual = self.module.visual
         if not isinstance(visual, VisionTransformer):
             raise InputError(
@@ -85,9 +86,8 @@ class OpenClipEncoder(Backbone):
             )
         normalized = self._normalize(pixels).to(device=self.device, dtype=self._dtype)
         states = visual.transformer(visual._embeds(normalized))
-        if visual.attn_pool is None:
-            states = visual.ln_post(states)
-        return states[:, 1:].float()
+        patches = states if visual.attn_pool is not None else visual.ln_post(states)
+        return _pool(visual, states), patches[:, 1:].float()
 
     def split_attention(self) -> None:
         """Query, key, value and output projections of both towers become linear layers."""
@@ -136,6 +136,11 @@ class OpenClipEncoder(Backbone):
     def _check_blocks(self, tower: Tower, name: str) -> None:
         if not tower.blocks:
             raise InputError(f"this {name} tower takes no prompts; expected open_clip's own transformer blocks.")
+
+
+def _pool(visual: Any, states: Float[Tensor, "n length width"]) -> Float[Tensor, "n dim"]:
+    pooled, _ = visual._pool(states)
+    return (pooled if visual.proj is None else pooled @ visual.proj).float()
 
 
 def _run_blocks(

@@ -44,13 +44,10 @@ class Features:
 
     @torch.no_grad()
     def _read(self, images: Sequence[int]) -> tuple[Float[Tensor, "n dim"], Tensor | None]:
-        pixels = self.examples.pixels(images)
-        vectors = functional.normalize(self._base.embed_pixels(pixels))
-        one = self._base.image_states(pixels[:1])
-        if 2 * one.numel() * self.examples.n_images > MOST_STATE_BYTES:
-            return vectors, None
-        return vectors, self._base.image_states(pixels).half().cpu()
+        vectors, states = self._base.embed_with_states(self.examples.pixels(images))
+        fits = 2 * states[0].numel() * self.examples.n_images <= MOST_STATE_BYTES
+        return functional.normalize(vectors), states.half().cpu() if fits else None
 
     @torch.no_grad()
     def _compute(self, images: Sequence[int]) -> Float[Tensor, "n n_states width"]:
-        return self._base.image_states(self.examples.pixels(images))
+        return self._base.embed_with_states(self.examples.pixels(images))[1]

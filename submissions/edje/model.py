@@ -172,11 +172,10 @@ class Reranking(Changed):
 
     def tokens_of(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n n_tokens width"]:
         """What `image_tokens` keeps, before it is rounded; differentiable."""
+        vectors, states = self.base.embed_with_states(pixels)
         with self.autocast():
-            tokens = self.stage.compress(self.base.image_states(pixels)).float()
-        if not self.stage.n_carried:
-            return tokens
-        return torch.cat([tokens, self.stage.carry(self.embed_pixels(pixels))], dim=1)
+            tokens = self.stage.compress(states).float()
+        return torch.cat([tokens, self.stage.carry(vectors)], dim=1) if self.stage.n_carried else tokens
 
     def score(self, tokens: Float[Tensor, "n n_tokens width"], texts: Sequence[str]) -> Float[Tensor, " n"]:
         """Of each image's tokens with the text beside it; each different text is read once."""
@@ -329,4 +328,5 @@ def load(context: LoadContext) -> Backbone:
 def _sizes_of(backbone: Backbone) -> tuple[int, int]:
     """Width of the image tower's states, and length of vectors: of a blank image."""
     pixels = backbone.pixels([PIL.Image.new("RGB", (BLANK_PX, BLANK_PX))])
-    return backbone.image_states(pixels).shape[2], backbone.embed_pixels(pixels).shape[1]
+    vectors, states = backbone.embed_with_states(pixels)
+    return states.shape[2], vectors.shape[1]

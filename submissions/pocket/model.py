@@ -51,13 +51,10 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Mean over the 7 x 7 positions, (batch, 3, 224, 224) in [0, 255] to (batch, 1280)."""
-        return torch.cat([part.mean(dim=(2, 3)) for part in self._maps(pixels)])
+        return torch.cat([part.mean(dim=(2, 3)) for part in self.maps(pixels)])
 
-    def states(self, pixels: Tensor) -> Tensor:
-        """The positions themselves, row by row, (batch, 49, 1280)."""
-        return torch.cat([part.flatten(2).transpose(1, 2) for part in self._maps(pixels)])
-
-    def _maps(self, pixels: Tensor) -> list[Tensor]:
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """The last feature maps, (part of the batch, 1280, 7, 7) each."""
         scaled = ((pixels - 127.0) / 128.0).contiguous(memory_format=torch.channels_last)
         parts = torch.split(scaled, FEW if pixels.device.type == "cpu" else len(scaled))
         return [self.net.extract_features(part) for part in parts]
@@ -184,10 +181,13 @@ class Pocket(Backbone):
         vectors: Tensor = side["head"](side["tower"](pixels.to(self.device) * 255))
         return vectors
 
-    def image_states(self, pixels: Float[Tensor, "n 3 224 224"]) -> Float[Tensor, "n 49 1280"]:
-        """The 7 x 7 positions of the last feature map."""
-        states: Tensor = self.module["images"]["tower"].states(pixels.to(self.device) * 255)
-        return states
+    def embed_with_states(
+        self, pixels: Float[Tensor, "n 3 224 224"]
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n 49 1280"]]:
+        """States are the 7 x 7 positions of the last feature map, row by row."""
+        side = self.module["images"]
+        maps = torch.cat(side["tower"].maps(pixels.to(self.device) * 255))
+        return side["head"](maps.mean(dim=(2, 3))), maps.flatten(2).transpose(1, 2)
 
     def embed_texts(self, texts: Sequence[str], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
         """As `Backbone.embed_texts`, with prompts at the first block alone."""

@@ -155,9 +155,10 @@ def test_states_are_those_before_pooling(base: Any) -> None:
     visual = copy.deepcopy(base.module.visual)
     visual.output_tokens = True
     _, expected = visual(base._normalize(pixels))
-    found = base.image_states(pixels)
+    vectors, found = base.embed_with_states(pixels)
     assert found.shape == (2, 36, 192)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vectors, base.embed_pixels(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_pockets_states_are_the_positions_that_it_averages() -> None:
@@ -167,10 +168,11 @@ def test_pockets_states_are_the_positions_that_it_averages() -> None:
     heads = build_heads()
     pocket = Pocket(heads["images"], heads["texts"], "cpu")
     pixels = torch.rand(1, 3, 224, 224)
-    states = pocket.image_states(pixels)
+    vectors, states = pocket.embed_with_states(pixels)
     assert states.shape == (1, 49, 1280)
     expected = pocket.module["images"]["tower"](pixels * 255)
     torch.testing.assert_close(states.mean(dim=1), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(vectors, pocket.embed_pixels(pixels), rtol=1e-4, atol=1e-5)
 
 
 def test_a_tower_without_patches_is_refused() -> None:
@@ -180,7 +182,7 @@ def test_a_tower_without_patches_is_refused() -> None:
         clip = open_clip.CLIP(16, vision, text)
     encoder = OpenClipEncoder(clip, lambda image: torch.zeros(3, 32, 32), lambda texts: texts, "meta", "float32")
     with pytest.raises(InputError, match="ModifiedResNet gives no states of patches"):
-        encoder.image_states(torch.zeros(1, 3, 32, 32))
+        encoder.embed_with_states(torch.zeros(1, 3, 32, 32))
 
 
 def test_states_are_the_same_kept_or_computed_again(
@@ -331,7 +333,7 @@ def test_the_masked_words_are_read_from_the_image(
     encoder, tokenizer, expected = small.stage.encoder, small.tokenizer, []
     pieces = sorted({one for text in examples.collection.captions for one in tokenizer([text], "cpu")[0][0].tolist()})
     with torch.no_grad():
-        tokens = small.stage.compress(small.base.image_states(batch.pixels))
+        tokens = small.stage.compress(small.base.embed_with_states(batch.pixels)[1])
         for row, text in enumerate(batch.texts):
             ids = tokenizer([text], "cpu")[0][0]
             hidden = torch.tensor([tokenizer.start, *[tokenizer.mask] * (len(ids) - 2), tokenizer.end])[None]
