@@ -25,6 +25,23 @@ class Kept:
         self.states.append(state)
 
 
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class Deadly(Kept):
+    """A checkpoint whose process ends right after the n-th state was written."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self._last = last
+
+    def write(self, state: bytes) -> None:
+        super().write(state)
+        if len(self.states) == self._last:
+            raise Killed
+
+
 def tiny_base() -> Base:
     """The shipped `tiny`, to start from."""
     return Base("tiny", SUBMISSIONS / "tiny", {}, shipped=True)

@@ -12,7 +12,7 @@ import open_clip
 import PIL.Image
 import pytest
 import torch
-from fitting import Kept, make_context, tiny_base
+from fitting import Deadly, Kept, Killed, make_context, tiny_base
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -429,23 +429,6 @@ def rank_of_right(scores: np.ndarray, right: np.ndarray, pairs: np.ndarray, side
 
 
 FIT = {"distill": "yes", "mlm": "yes", "text": "yes", "teacher_epochs": "1", "batch": "4", "lr": "1e-2"}
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class Deadly(Kept):
-    """A checkpoint whose process ends right after the n-th state was written."""
-
-    def __init__(self, last: int) -> None:
-        super().__init__()
-        self._last = last
-
-    def write(self, state: bytes) -> None:
-        super().write(state)
-        if len(self.states) == self._last:
-            raise Killed
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fitting import SUBMISSIONS, Kept, make_context, tiny_base
+from fitting import SUBMISSIONS, Deadly, Kept, Killed, make_context, tiny_base
 from safetensors.torch import load_file, save_file
 
 from bench.data.scenes import load_scenes
@@ -120,23 +120,6 @@ def test_held_out_images_are_not_learnt_from(tmp_path: Path) -> None:
     assert ids[0] | ids[1] == {image.id for image in collection.images}
     truth = {(collection.images[i].id, collection.captions[c]) for i, c in collection.positives}
     assert {(held_out.images[i].id, held_out.captions[c]) for i, c in held_out.positives} <= truth
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class Deadly(Kept):
-    """A checkpoint whose process ends right after the n-th state was written."""
-
-    def __init__(self, last: int) -> None:
-        super().__init__()
-        self._last = last
-
-    def write(self, state: bytes) -> None:
-        super().write(state)
-        if len(self.states) == self._last:
-            raise Killed
 
 
 @pytest.mark.parametrize("last", [1, 6])
