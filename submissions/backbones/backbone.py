@@ -32,6 +32,7 @@ LIBRARIES = (
     "tokenizers",
     "efficientnet-lite-pytorch",
 )
+BLANK_PX = 32
 Prompts = Sequence[Float[Tensor, "*batch n_prompts width"]]
 
 
@@ -224,6 +225,19 @@ def _digest_code(own: Path) -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             digest.update(f"{name} {importlib.metadata.version(name)}".encode())
     return digest.hexdigest()
+
+
+def add_part(base: Backbone, part: nn.Module, stem: str) -> None:
+    """Makes `part` a part of the base's module, under `stem` or, where an earlier recipe took that, with a number."""
+    taken = sum(name.startswith(stem) for name, _ in base.module.named_children())
+    base.module.add_module(f"{stem}{taken or ''}", part)
+
+
+@torch.no_grad()
+def dim_of(backbone: Backbone) -> int:
+    """Length of its vectors: that of a blank image's, as backbones do not state it."""
+    blank = PIL.Image.new("RGB", (BLANK_PX, BLANK_PX))
+    return backbone.embed_pixels(backbone.pixels([blank])).shape[1]
 
 
 def learn(module: nn.Module, stems: tuple[str, ...]) -> None:

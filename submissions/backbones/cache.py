@@ -14,14 +14,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import PIL.Image
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.errors import UsageError
-from submissions.backbones.backbone import Backbone, Changed
+from submissions.backbones.backbone import Backbone, Changed, add_part, dim_of
 from submissions.backbones.fitted import Stored
 from submissions.backbones.plan import parse_count, parse_number
 
@@ -33,7 +32,6 @@ FIRST = {"alpha": 1.0, "beta": 1.0, "tau": 0.05}  # until they are searched
 WIDEST = 256
 MARGIN = 1.001
 PART = "cache"
-BLANK_PX = 32
 
 
 class Fusion(nn.Module):
@@ -247,8 +245,7 @@ class Cached(Changed):
         texts: Callable[..., Tensor] = partial(_correct, base.embed_texts, cache.of_texts)
         super().__init__(base, base.module, images, texts)
         self.cache = cache
-        taken = sum(name.startswith(PART) for name, _ in base.module.named_children())
-        base.module.add_module(f"{PART}{taken or ''}", cache)
+        add_part(base, cache, PART)
 
 
 def attach_cache(base: Backbone, args: Mapping[str, str], learns: bool, fused: bool = False) -> Cached:
@@ -265,7 +262,7 @@ def attach_cache(base: Backbone, args: Mapping[str, str], learns: bool, fused: b
         UsageError: an argument is not as it must be.
     """
     base.module.requires_grad_(False)
-    dim = _dim_of(base)
+    dim = dim_of(base)
     fusion = Fusion(dim, parse_gamma(args["gamma"])) if fused else None
     cache: ClassCache | PairCache
     if args["form"] == CLASSES:
@@ -321,10 +318,3 @@ def parse_gamma(text: str) -> float | None:
 
 def _correct(embed: Callable[[Any], Tensor], change: Callable[[Tensor], Tensor], items: Any) -> Tensor:
     return change(embed(items))
-
-
-@torch.no_grad()
-def _dim_of(backbone: Backbone) -> int:
-    """Length of its vectors: that of a blank image's, as backbones do not state it."""
-    blank = PIL.Image.new("RGB", (BLANK_PX, BLANK_PX))
-    return backbone.embed_pixels(backbone.pixels([blank])).shape[1]

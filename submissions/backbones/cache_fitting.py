@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.errors import InputError, UsageError
+from bench.errors import InputError
 from bench.types import Collection, FitContext, FitFacts, Image
 from submissions.backbones.backbone import Backbone, count, trainable
 from submissions.backbones.cache import (
@@ -321,13 +321,13 @@ def _make_optimizer(parameters: dict[str, nn.Parameter], plan: Plan) -> torch.op
     optimizer = make_optimizer(parameters, plan)
     for group in optimizer.param_groups:
         group["eps"] = ADAM_EPS
-        group["top_lr"] = plan.lr * (GAMMA_RATE if all(tensor.ndim == 0 for tensor in group["params"]) else 1)
+        group["top"] *= GAMMA_RATE if all(tensor.ndim == 0 for tensor in group["params"]) else 1
     return optimizer
 
 
 def _step(loss: Tensor, optimizer: torch.optim.Optimizer, rate: float) -> float:
     for group in optimizer.param_groups:
-        group["lr"] = group["top_lr"] * rate
+        group["lr"] = group["top"] * rate
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
@@ -411,17 +411,6 @@ def parse_grids(args: Mapping[str, str], classes: bool) -> Grids:
 def is_class_prompts(collection: Collection) -> bool:
     """Whether images have labels, and each has one caption, which is its class's."""
     return collection.labels is not None and len(collection.positives) == len(collection.images)
-
-
-def parse_hard(text: str) -> bool:
-    """Whether losses are weighted.
-
-    Raises:
-        UsageError: it is neither yes nor no.
-    """
-    if text not in ("yes", "no"):
-        raise UsageError(f"--recipe-arg hard is '{text}'; expected yes or no.")
-    return text == "yes"
 
 
 def _make_task(context: FitContext, base: Backbone, plan: Plan | None, hard: bool) -> tuple[Task, dict[str, str]]:

@@ -86,6 +86,17 @@ def parse_count(name: str, text: str) -> int:
     return value
 
 
+def parse_yes(name: str, text: str) -> bool:
+    """Whether an argument says yes.
+
+    Raises:
+        UsageError: it says neither yes nor no.
+    """
+    if text not in ("yes", "no"):
+        raise UsageError(f"--recipe-arg {name} is '{text}'; expected yes or no.")
+    return text == "yes"
+
+
 def cosine_rate(progress: float, warmup: float) -> float:
     """Share of the top rate: a linear rise over `warmup` of the training, then half a cosine down to nothing."""
     if progress < warmup:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, empty, nn
 
 from bench.errors import InputError
-from submissions.backbones.backbone import Backbone, Changed, Prompts, Tower
+from submissions.backbones.backbone import Backbone, Changed, Prompts, Tower, add_part
 
 INIT_STD = 0.02
 PART = "prompts"
@@ -50,19 +50,13 @@ def add_prompts(
         images: makes those of the image tower; None leaves it alone.
         texts: makes those of the text tower; None leaves it alone.
     """
-    add_part(base, prompts)
+    add_part(base, prompts, PART)
     return Changed(
         base,
         base.module,
         embed_pixels=partial(_embed, base.embed_pixels, images) if images else None,
         embed_texts=partial(_embed, base.embed_texts, texts) if texts else None,
     )
-
-
-def add_part(base: Backbone, prompts: nn.Module) -> None:
-    """Makes `prompts` a part of the base's module, under a name that no earlier recipe took."""
-    taken = sum(name.startswith(PART) for name, _ in base.module.named_children())
-    base.module.add_module(f"{PART}{taken or ''}", prompts)
 
 
 def _embed(embed: Callable[[Any, Prompts], Tensor], make: Callable[[], Prompts], items: Any) -> Tensor:

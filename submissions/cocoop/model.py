@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.types import LoadContext
-from submissions.backbones.backbone import Backbone, Changed
+from submissions.backbones.backbone import Backbone, Changed, add_part, dim_of
 from submissions.backbones.fitted import load_fitted
 from submissions.backbones.plan import parse_count
-from submissions.backbones.prompts import Tokens, add_part, depth_of
+from submissions.backbones.prompts import PART, Tokens, depth_of
 
-BLANK_PX = 32
 REDUCTION = 16
 
 
@@ -57,7 +56,7 @@ class Conditioned(Changed):
 
     def __init__(self, base: Backbone, conditioner: Conditioner) -> None:
         super().__init__(base, base.module)
-        add_part(base, conditioner)
+        add_part(base, conditioner, PART)
         self._conditioner = conditioner
 
     def score(self, images: Float[Tensor, "n dim"], texts: Sequence[str]) -> Float[Tensor, " n"]:
@@ -91,16 +90,9 @@ def attach(backbone: Backbone, args: Mapping[str, str]) -> Conditioned:
     """
     depth_of(backbone.text, "text", most=1)
     n_prompts = parse_count("n_prompts", args["n_prompts"])
-    return Conditioned(backbone, Conditioner(n_prompts, _dim_of(backbone), backbone.text.width, backbone.device))
+    return Conditioned(backbone, Conditioner(n_prompts, dim_of(backbone), backbone.text.width, backbone.device))
 
 
 def load(context: LoadContext) -> Backbone:
     """The base with its fitted conditioner."""
     return load_fitted(context, attach)
-
-
-@torch.no_grad()
-def _dim_of(backbone: Backbone) -> int:
-    """Length of its vectors: that of a blank image's, as backbones do not state it."""
-    blank = PIL.Image.new("RGB", (BLANK_PX, BLANK_PX))
-    return backbone.embed_pixels(backbone.pixels([blank])).shape[1]

@@ -33,13 +33,13 @@ from bench.errors import UsageError
 from bench.types import Checkpoint, FitContext, FitFacts
 from submissions.backbones.backbone import Backbone, trainable
 from submissions.backbones.examples import Examples, open_stream
-from submissions.backbones.plan import PLAN_ARGS, Plan, parse_count, parse_number
+from submissions.backbones.plan import PLAN_ARGS, Plan, parse_count, parse_number, parse_yes
 from submissions.backbones.reranking import Candidates
 from submissions.backbones.training import fit_on_base, train_aside
 from submissions.edje.calibration import calibrate, find_hubs, score_candidates
 from submissions.edje.features import Features
 from submissions.edje.losses import LOSSES, Losses
-from submissions.edje.model import Reranking, attach, attach_reading, parse_told, parse_yes
+from submissions.edje.model import Reranking, attach, attach_reading, parse_told
 
 NEEDS_BASE = True
 VERSION = 1

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from bench.errors import UsageError
 from bench.types import LoadContext
-from submissions.backbones.backbone import Backbone, Changed
+from submissions.backbones.backbone import BLANK_PX, Backbone, Changed, add_part
 from submissions.backbones.fitted import Stored, load_fitted
-from submissions.backbones.plan import parse_count, parse_number
+from submissions.backbones.plan import parse_count, parse_number, parse_yes
 from submissions.edje.compression import Compression, Local
 from submissions.edje.joint import (
     MINILM_LAYERS,
@@ -30,11 +30,9 @@ from submissions.edje.joint import (
 )
 
 PART = "reranker"
-BLANK_PX = 32
 PAIRS_AT_ONCE = 256
 FIRST_WEIGHT, HUB_SHARE = 20.0, 0.5
 ALIGNED_SCALE = 20.0
-YES_NO = ("yes", "no")
 
 
 class Bank(Stored):
@@ -162,8 +160,7 @@ class Reranking(Changed):
     def __init__(self, base: Backbone, stage: SecondStage, tokenizer: Tokenizer) -> None:
         super().__init__(base, base.module)
         self.stage, self.tokenizer, self.dtype = stage, tokenizer, torch.float32
-        taken = sum(name.startswith(PART) for name, _ in base.module.named_children())
-        base.module.add_module(f"{PART}{taken or ''}", stage.to(base.device))
+        add_part(base, stage.to(base.device), PART)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Within it the second stage computes in `dtype`."""
@@ -303,17 +300,6 @@ def parse_told(args: Mapping[str, str]) -> Told:
         bank=parse_number("bank", args["bank"], int),
         aligned=parse_yes("aligned", args["aligned"]),
     )
-
-
-def parse_yes(name: str, text: str) -> bool:
-    """Whether an argument says yes.
-
-    Raises:
-        UsageError: it says neither yes nor no.
-    """
-    if text not in YES_NO:
-        raise UsageError(f"--recipe-arg {name} is '{text}'; expected {' or '.join(YES_NO)}.")
-    return text == "yes"
 
 
 def load(context: LoadContext) -> Backbone:

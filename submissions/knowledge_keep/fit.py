@@ -33,7 +33,7 @@ from bench.errors import InputError, UsageError
 from bench.types import Collection, FitContext, FitFacts
 from submissions.backbones.backbone import Backbone, trainable
 from submissions.backbones.examples import Batch, Examples, Sampler, split_collection
-from submissions.backbones.plan import PLAN_ARGS, Plan, parse_number
+from submissions.backbones.plan import PLAN_ARGS, Plan, parse_number, parse_yes
 from submissions.backbones.retrieval import Student, embed_captions, embed_images, recall_of
 from submissions.backbones.training import fit_on_base
 from submissions.knowledge_keep.model import attach
@@ -108,14 +108,13 @@ def split_generic(context: FitContext) -> tuple[Collection, Collection] | None:
     Raises:
         UsageError: `keep` is neither yes nor no, or there are generic images exactly where there should be none.
     """
-    if (keep := context.args["keep"]) not in ("yes", "no"):
-        raise UsageError(f"--recipe-arg keep is '{keep}'; expected yes or no.")
-    if keep == "yes" and context.generic is None:
+    keep = parse_yes("keep", context.args["keep"])
+    if keep and context.generic is None:
         raise UsageError(
             "knowledge_keep needs images of what the base knows already: give --generic DATASET, such as what the base "
             "has learnt from, or --recipe-arg keep=no for naive fine-tuning."
         )
-    if keep == "no" and context.generic is not None:
+    if not keep and context.generic is not None:
         raise UsageError(
             "--recipe-arg keep=no is naive fine-tuning, which sees no generic images; leave --generic out."
         )

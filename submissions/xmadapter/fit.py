@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from bench.types import FitContext, FitFacts
 from submissions.backbones.cache import CACHE_ARGS, FUSION_ARGS
-from submissions.backbones.cache_fitting import PLAN, fit_cache, parse_hard
-from submissions.backbones.plan import PLAN_ARGS
+from submissions.backbones.cache_fitting import PLAN, fit_cache
+from submissions.backbones.plan import PLAN_ARGS, parse_yes
 from submissions.xmadapter.model import attach
 
 NEEDS_BASE = True
@@ -31,4 +31,4 @@ def fit(context: FitContext) -> FitFacts:
         InputError: a class has fewer images than shots.
         UsageError: an argument is not as it must be.
     """
-    return fit_cache(context, attach, PLAN, hard=parse_hard(context.args["hard"]))
+    return fit_cache(context, attach, PLAN, hard=parse_yes("hard", context.args["hard"]))
