@@ -1,10 +1,11 @@
 """How cache models are fitted: every vector is computed once, then keys are drawn, learn, and two numbers are searched.
 
-Nothing here is interrupted for long enough to need a checkpoint: computing the vectors is almost all of the time.
+Computing the vectors is almost all of the time, so they are what a checkpoint holds.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -425,6 +426,29 @@ def _make_task(context: FitContext, base: Backbone, plan: Plan | None, hard: boo
     return PairTask(pairs, scale, batch, seed, hard), {"form": PAIRS, "n_pairs": str(len(pairs.cached))}
 
 
+class Computed:
+    """The vectors that a fit has computed, by name: its checkpoint holds them, and one that goes on takes them there.
+
+    Args:
+        context: the fit's.
+    """
+
+    def __init__(self, context: FitContext) -> None:
+        self._checkpoint, saved = context.checkpoint, context.checkpoint.read()
+        self._kept: dict[str, Tensor] = {}
+        if saved is not None:
+            self._kept = torch.load(io.BytesIO(saved), map_location=context.device, weights_only=True)
+
+    def get(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """What `compute` returns, or has returned to an earlier part of this fit."""
+        if name not in self._kept:
+            self._kept[name] = compute()
+            buffer = io.BytesIO()
+            torch.save(self._kept, buffer)
+            self._checkpoint.write(buffer.getvalue())
+        return self._kept[name]
+
+
 def compute_few_shots(context: FitContext, base: Backbone) -> FewShots:
     """Draws the shots and what choices are made on, and computes their vectors.
 
@@ -442,12 +466,15 @@ def compute_few_shots(context: FitContext, base: Backbone) -> FewShots:
     if unknown is not None:
         raise InputError(f"{chosen.name} has the prompt {unknown!r}, which {train.name} has not; expected its classes.")
     labels = [class_of[chosen.captions[index]] for index in classes_of(chosen)]
-    views = encode_views(base, [train.images[i] for i in rows.flat], context.seed, VIEWS)
+    computed, shot = Computed(context), [train.images[i] for i in rows.flat]
+    views = computed.get("views", lambda: encode_views(base, shot, context.seed, VIEWS))
+    prompts = computed.get("prompts", lambda: embed_captions(base, Examples(train, base)))
+    images = computed.get("images", lambda: embed_images(base, Examples(chosen, base)))
     return FewShots(
         views=functional.normalize(views, dim=2),
         keys=make_keys(views).view(*rows.shape, -1),
-        prompts=functional.normalize(embed_captions(base, Examples(train, base))),
-        images=functional.normalize(embed_images(base, Examples(chosen, base))),
+        prompts=functional.normalize(prompts),
+        images=functional.normalize(images),
         labels=torch.tensor(labels, device=base.device),
     )
 
@@ -465,16 +492,19 @@ def compute_pairs(context: FitContext, base: Backbone, all_images: bool) -> Pair
     rows = np.sort(rng.permutation(len(train.images))[: parse_count("cache", context.args["cache"])])
     if not all_images:
         train, rows = select_images(train, rows), np.arange(len(rows))
-    examples, chosen = Examples(train, base), Examples(validation, base)
-    cached = np.array([(image, rng.choice(examples.captions_of[image])) for image in rows])
+    examples, chosen, computed = Examples(train, base), Examples(validation, base), Computed(context)
+    images = computed.get("images", lambda: embed_images(base, examples))
+    captions = computed.get("captions", lambda: embed_captions(base, examples))
+    validation_images = computed.get("validation images", lambda: embed_images(base, chosen))
+    validation_captions = computed.get("validation captions", lambda: embed_captions(base, chosen))
     return Pairs(
         train=examples,
-        images=functional.normalize(embed_images(base, examples)),
-        captions=functional.normalize(embed_captions(base, examples)),
-        cached=cached,
+        images=functional.normalize(images),
+        captions=functional.normalize(captions),
+        cached=np.array([(image, rng.choice(examples.captions_of[image])) for image in rows]),
         validation=chosen,
-        validation_images=functional.normalize(embed_images(base, chosen)),
-        validation_captions=functional.normalize(embed_captions(base, chosen)),
+        validation_images=functional.normalize(validation_images),
+        validation_captions=functional.normalize(validation_captions),
     )
 
 

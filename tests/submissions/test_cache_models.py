@@ -6,11 +6,12 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from fitting import make_context, tiny_base
+from fitting import Deadly, Kept, Killed, make_context, tiny_base
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -38,6 +39,7 @@ from submissions.backbones.examples import Examples, select_images
 from submissions.backbones.fitted import STORED_FILE, WEIGHTS_FILE, load_base
 from submissions.backbones.plan import PLAN_ARGS
 from submissions.backbones.retrieval import match_pairs, recall_at_1
+from submissions.tip_adapter_f.fit import fit as fit_f
 
 RECIPES = ("tip_adapter", "tip_adapter_f", "xmadapter")
 N_CLASSES, SHOTS, DIM = 4, 3, 6
@@ -380,6 +382,38 @@ def test_a_fit_writes_the_cache_that_it_was_chosen_with(
     assert bool(pixels.grad.isfinite().all())
     if form == "classes":
         assert float(pixels.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("form", "last", "done"), [("classes", 1, "encode_views"), ("pairs", 2, "embed_captions")], ids=["classes", "pairs"]
+)
+def test_a_fit_that_was_killed_computes_nothing_twice_and_ends_with_the_same_weights(
+    form: str, last: int, done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_fitting, "VIEWS", 1)
+    whole, _ = fit("tip_adapter_f", tmp_path / "whole", {}, form)
+    dies, left = Deadly(last), Kept()
+    with pytest.raises(Killed):
+        fit_f(replace(whole, output=tmp_path / "cut", checkpoint=dies))
+    left.states = dies.states[-1:]
+    calls = record_calls(done, monkeypatch)
+    (tmp_path / "resumed").mkdir()
+    fit_f(replace(whole, output=tmp_path / "resumed", checkpoint=left))
+    assert len(calls) == {"classes": 0, "pairs": 1}[form]  # the validation's captions are left to do
+    weights = [(tmp_path / name / WEIGHTS_FILE).read_bytes() for name in ("whole", "resumed")]
+    assert weights[0] == weights[1]
+
+
+def record_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The results of a function of `cache_fitting` from now on."""
+    calls, function = [], getattr(cache_fitting, name)
+
+    def call(*args: Any) -> object:
+        calls.append(function(*args))
+        return calls[-1]
+
+    monkeypatch.setattr(cache_fitting, name, call)
+    return calls
 
 
 def test_a_fixed_gamma_does_not_learn_and_given_knobs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
