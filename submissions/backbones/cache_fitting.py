@@ -5,7 +5,6 @@ Computing the vectors is almost all of the time, so they are what a checkpoint h
 
 from __future__ import annotations
 
-import io
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +48,7 @@ from submissions.backbones.retrieval import (
     embed_images,
     recall_of,
 )
+from submissions.backbones.training import read_state, write_state
 
 PLAN = Plan(epochs=20, batch=256, lr=1e-3, weight_decay=0.01, warmup=0.0, betas=(0.9, 0.999))
 ADAM_EPS = 1e-4
@@ -429,23 +429,21 @@ def _make_task(context: FitContext, base: Backbone, plan: Plan | None, hard: boo
 class Computed:
     """The vectors that a fit has computed, by name: its checkpoint holds them, and one that goes on takes them there.
 
+    Each is written with those before it: the largest are asked for last.
+
     Args:
         context: the fit's.
     """
 
     def __init__(self, context: FitContext) -> None:
-        self._checkpoint, saved = context.checkpoint, context.checkpoint.read()
-        self._kept: dict[str, Tensor] = {}
-        if saved is not None:
-            self._kept = torch.load(io.BytesIO(saved), map_location=context.device, weights_only=True)
+        self._checkpoint = context.checkpoint
+        self._kept: dict[str, Tensor] = read_state(context.checkpoint, context.device) or {}
 
     def get(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """What `compute` returns, or has returned to an earlier part of this fit."""
         if name not in self._kept:
             self._kept[name] = compute()
-            buffer = io.BytesIO()
-            torch.save(self._kept, buffer)
-            self._checkpoint.write(buffer.getvalue())
+            write_state(self._checkpoint, self._kept)
         return self._kept[name]
 
 
@@ -467,9 +465,9 @@ def compute_few_shots(context: FitContext, base: Backbone) -> FewShots:
         raise InputError(f"{chosen.name} has the prompt {unknown!r}, which {train.name} has not; expected its classes.")
     labels = [class_of[chosen.captions[index]] for index in classes_of(chosen)]
     computed, shot = Computed(context), [train.images[i] for i in rows.flat]
-    views = computed.get("views", lambda: encode_views(base, shot, context.seed, VIEWS))
     prompts = computed.get("prompts", lambda: embed_captions(base, Examples(train, base)))
     images = computed.get("images", lambda: embed_images(base, Examples(chosen, base)))
+    views = computed.get("views", lambda: encode_views(base, shot, context.seed, VIEWS))
     return FewShots(
         views=functional.normalize(views, dim=2),
         keys=make_keys(views).view(*rows.shape, -1),
@@ -493,10 +491,10 @@ def compute_pairs(context: FitContext, base: Backbone, all_images: bool) -> Pair
     if not all_images:
         train, rows = select_images(train, rows), np.arange(len(rows))
     examples, chosen, computed = Examples(train, base), Examples(validation, base), Computed(context)
-    images = computed.get("images", lambda: embed_images(base, examples))
-    captions = computed.get("captions", lambda: embed_captions(base, examples))
     validation_images = computed.get("validation images", lambda: embed_images(base, chosen))
     validation_captions = computed.get("validation captions", lambda: embed_captions(base, chosen))
+    images = computed.get("images", lambda: embed_images(base, examples))
+    captions = computed.get("captions", lambda: embed_captions(base, examples))
     return Pairs(
         train=examples,
         images=functional.normalize(images),

@@ -8,14 +8,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.errors import InputError
-from bench.types import FitContext, FitFacts
+from bench.types import Checkpoint, FitContext, FitFacts
 from submissions.backbones.backbone import Backbone, count, trainable
 from submissions.backbones.examples import Batch, Examples, Sampler, split_collection
 from submissions.backbones.fitted import Attach, digest_of, load_base, write_fitted
@@ -106,6 +106,19 @@ def train_aside(backbone: Backbone, train: Examples, objective: Objective, plan:
     )
     training.run()
     return training.seconds
+
+
+def write_state(checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+    """Keeps tensors and plain values in place of the state before."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    checkpoint.write(buffer.getvalue())
+
+
+def read_state(checkpoint: Checkpoint, device: str) -> dict[str, Any] | None:
+    """What `write_state` kept last, on that device; None if there is nothing."""
+    saved = checkpoint.read()
+    return None if saved is None else torch.load(io.BytesIO(saved), map_location=device, weights_only=True)
 
 
 @dataclass
@@ -217,16 +230,13 @@ class _Training:
             "parameters": {name: tensor.detach() for name, tensor in self._parameters.items()},
             "optimizer": self._optimizer.state_dict(),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        self.context.checkpoint.write(buffer.getvalue())
+        write_state(self.context.checkpoint, state)
         done = time.monotonic()
         self._save_from = done + max(CHECKPOINT_S, CHECKPOINT_COST * (done - now))
 
     def _resume(self) -> None:
-        if (saved := self.context.checkpoint.read()) is None:
+        if (state := read_state(self.context.checkpoint, self.context.device)) is None:
             return
-        state = torch.load(io.BytesIO(saved), map_location=self.context.device, weights_only=True)
         self._restore(state["parameters"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.computed_s = state["step"], state["seconds"], state["computed_s"]

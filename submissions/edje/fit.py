@@ -20,7 +20,6 @@ Source: arXiv:2510.06820, section 4.
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,7 +34,7 @@ from submissions.backbones.backbone import Backbone, trainable
 from submissions.backbones.examples import Examples, open_stream
 from submissions.backbones.plan import PLAN_ARGS, Plan, parse_count, parse_number, parse_yes
 from submissions.backbones.reranking import Candidates
-from submissions.backbones.training import fit_on_base, train_aside
+from submissions.backbones.training import fit_on_base, read_state, train_aside, write_state
 from submissions.edje.calibration import calibrate, find_hubs, score_candidates
 from submissions.edje.features import Features
 from submissions.edje.losses import LOSSES, Losses
@@ -233,12 +232,9 @@ class StageCheckpoint:
 
     def write(self, state: bytes) -> None:
         """Keeps `state` in place of the one before."""
-        buffer = io.BytesIO()
-        torch.save({"teacher": self._teacher, "seconds": self._seconds, "loop": state}, buffer)
-        self._whole.write(buffer.getvalue())
+        write_state(self._whole, {"teacher": self._teacher, "seconds": self._seconds, "loop": state})
 
 
 def read_stages(checkpoint: Checkpoint) -> dict[str, Any] | None:
     """What `StageCheckpoint` wrote last: the trained teacher or None, its seconds, and the state of the loop."""
-    saved = checkpoint.read()
-    return None if saved is None else torch.load(io.BytesIO(saved), map_location="cpu", weights_only=True)
+    return read_state(checkpoint, "cpu")

@@ -385,7 +385,7 @@ def test_a_fit_writes_the_cache_that_it_was_chosen_with(
 
 
 @pytest.mark.parametrize(
-    ("form", "last", "done"), [("classes", 1, "encode_views"), ("pairs", 2, "embed_captions")], ids=["classes", "pairs"]
+    ("form", "last", "done"), [("classes", 3, "encode_views"), ("pairs", 2, "embed_captions")], ids=["classes", "pairs"]
 )
 def test_a_fit_that_was_killed_computes_nothing_twice_and_ends_with_the_same_weights(
     form: str, last: int, done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -399,7 +399,7 @@ def test_a_fit_that_was_killed_computes_nothing_twice_and_ends_with_the_same_wei
     calls = record_calls(done, monkeypatch)
     (tmp_path / "resumed").mkdir()
     fit_f(replace(whole, output=tmp_path / "resumed", checkpoint=left))
-    assert len(calls) == {"classes": 0, "pairs": 1}[form]  # the validation's captions are left to do
+    assert len(calls) == {"classes": 0, "pairs": 1}[form]  # the training's captions are left to do
     weights = [(tmp_path / name / WEIGHTS_FILE).read_bytes() for name in ("whole", "resumed")]
     assert weights[0] == weights[1]
 
