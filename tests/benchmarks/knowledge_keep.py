@@ -1,17 +1,17 @@
 """What knowledge-preserving tuning keeps: naive fine-tuning's in-domain gain, other domains, image-text retrieval.
 
-    python tests/benchmarks/knowledge_keep.py BASE NAIVE KEPT
+    python tests/benchmarks/knowledge_keep.py BASE NAIVE KEPT [--image-text DATASET]
 
 BASE is a submission (a name or a folder), NAIVE and KEPT are what `rove fit knowledge_keep` made of it with `keep=no`
-and with `--generic scenes/train`, both from scenes-objects/train. Prints a Markdown table of R@1 in percent with 95 %
-intervals: image-to-image on scenes-objects/test and its other domains, image-text on scenes/test; then, from resamples
-of images that all three share, which part of naive tuning's in-domain gain KEPT has (goal: at least 90 %), and which
-part of its image-text loss remains (goal: at most a third). Takes about a minute of computing for each submission.
+and with `--generic`, both from scenes-objects/train. Prints a Markdown table of R@1 in percent with 95 % intervals:
+image-to-image on scenes-objects/test and its other domains, image-text on DATASET, the test split of what `--generic`
+named; then, from resamples of images that all three share, which part of naive tuning's in-domain gain KEPT has (goal:
+at least 90 %), and which part of its image-text loss remains (goal: at most a third).
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -28,13 +28,10 @@ from bench.types import Base, Collection, Direction
 from submissions.backbones.backbone import Backbone
 from submissions.backbones.fitted import load_base
 
-IN_DOMAIN, IMAGE_TEXT = "scenes-objects/test", "scenes/test"
+IN_DOMAIN = "scenes-objects/test"
 OTHER_DOMAINS = [f"scenes-objects-{domain}/test" for domain in ("sketch", "cartoon", "painting", "night")]
-COLUMNS: dict[str, tuple[Direction, ...]] = {
-    IN_DOMAIN: ("i2i",),
-    **dict.fromkeys(OTHER_DOMAINS, ("i2i",)),
-    IMAGE_TEXT: ("t2i", "i2t"),
-}
+FROM_IMAGES: tuple[Direction, ...] = ("i2i",)
+BOTH: tuple[Direction, ...] = ("t2i", "i2t")
 BATCH = 50
 
 
@@ -46,11 +43,16 @@ class Resampled(NamedTuple):
 
 
 def main() -> None:
-    rows = {name: measure(load(name)) for name in sys.argv[1:4]}
-    print("| | " + " | ".join(COLUMNS) + " |\n|" + " --- |" * (1 + len(COLUMNS)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("submissions", nargs=3, metavar="SUBMISSION")
+    parser.add_argument("--image-text", default="scenes/test")
+    told = parser.parse_args()
+    columns = dict.fromkeys([IN_DOMAIN, *OTHER_DOMAINS], FROM_IMAGES) | {told.image_text: BOTH}
+    rows = {name: measure(load(name), columns) for name in told.submissions}
+    print("| | " + " | ".join(columns) + " |\n|" + " --- |" * (1 + len(columns)))
     for name, found in rows.items():
         print(f"| `{name}` | " + " | ".join(map(shown, found.values())) + " |")
-    print_answers(*rows.values())
+    print_answers(*rows.values(), image_text=told.image_text)
 
 
 def load(reference: str) -> Backbone:
@@ -60,10 +62,10 @@ def load(reference: str) -> Backbone:
     return load_base(Base(found.name, found.folder, found.args, shipped), "cpu")
 
 
-def measure(backbone: Backbone) -> dict[str, Resampled]:
+def measure(backbone: Backbone, columns: Mapping[str, tuple[Direction, ...]]) -> dict[str, Resampled]:
     """R@1 on every collection, the mean of its directions."""
     found = {}
-    for name, directions in COLUMNS.items():
+    for name, directions in columns.items():
         collection = load_collection(name)
         images, texts = encode(backbone, collection, with_texts=directions != ("i2i",))
         found[name] = mean([recall(direction, collection, images, texts) for direction in directions])
@@ -94,13 +96,15 @@ def mean(parts: list[Resampled]) -> Resampled:
     )
 
 
-def print_answers(base: Mapping[str, Resampled], naive: Mapping[str, Resampled], kept: Mapping[str, Resampled]) -> None:
+def print_answers(
+    base: Mapping[str, Resampled], naive: Mapping[str, Resampled], kept: Mapping[str, Resampled], image_text: str
+) -> None:
     """The differences from the base, paired over images, and both ratios."""
     rows = {"naive": naive, "kept": kept}
-    for name in COLUMNS:
+    for name in base:
         parts = [f"{title} {shown(minus(row[name], base[name]), '+.1f')}" for title, row in rows.items()]
         print(f"- {name}, against the base, in points: {', '.join(parts)}")
-    for words, name in (("naive tuning's in-domain gain that is kept", IN_DOMAIN), ("its image-text loss", IMAGE_TEXT)):
+    for words, name in (("naive tuning's in-domain gain that is kept", IN_DOMAIN), ("its image-text loss", image_text)):
         print(f"- share of {words}, percent: {shown(share(base[name], naive[name], kept[name]), '.0f')}")
 
 
