@@ -75,9 +75,7 @@ def check(
     from bench.submission import find_submission
 
     found = find_submission(submission, parse_pairs(model_arg or [], "--model-arg"))
-    report = check_submission(
-        found, worker_settings(device, dtype, offline, timeout, isolation, memory), batch_size
-    )
+    report = check_submission(found, worker_settings(device, dtype, offline, timeout, isolation, memory), batch_size)
     if as_json:
         print_json(report.as_dict())
     else:

@@ -529,7 +529,9 @@ class Worker:
             if not self._report:
                 self._kill(child)
             elif self._report["left"]:
-                _log.warning("%s left %s processes that could not be ended.", self._submission.name, self._report["left"])
+                _log.warning(
+                    "%s left %s processes that could not be ended.", self._submission.name, self._report["left"]
+                )
             self._process.wait()
         return self._report
 

@@ -160,7 +160,9 @@ def _readable() -> list[Path]:
 def _accelerators(device: str) -> list[Path]:
     if device == "cpu":
         return []
-    return sorted(Path("/dev").glob("nvidia*")) + [path for path in (Path("/dev/kfd"), Path("/dev/dri")) if path.exists()]
+    return sorted(Path("/dev").glob("nvidia*")) + [
+        path for path in (Path("/dev/kfd"), Path("/dev/dri")) if path.exists()
+    ]
 
 
 def _bubblewrap() -> str:

@@ -159,7 +159,12 @@ def calls_filter(machine: str, network: bool) -> bytes:
         (_JUMP_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, _REFUSE | errno.ENOSYS),
         (_JUMP_EQUAL, 0, 1, _CLONE3[column]),
-        (_RETURN, 0, 0, _REFUSE | errno.ENOSYS),  # its flags lie in memory, out of sight: C libraries fall back to clone
+        (
+            _RETURN,
+            0,
+            0,
+            _REFUSE | errno.ENOSYS,
+        ),  # its flags lie in memory, out of sight: C libraries fall back to clone
     ]
     for number in numbers:
         lines += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _REFUSE | errno.EPERM)]

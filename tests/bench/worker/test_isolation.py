@@ -174,9 +174,14 @@ def test_nothing_is_left_when_the_harness_is_killed(level: Level, tmp_path: Path
 
 @pytest.mark.parametrize("level", ["L0", "L1"])
 def test_a_submission_that_kills_its_guard_has_crashed(level: Level, tmp_path: Path) -> None:
-    with start(
-        tmp_path / "plugin", "def attempt(context, text):\n    os.kill(os.getppid(), 9)\n    time.sleep(600)\n", level
-    ) as worker, pytest.raises(SubmissionCrash, match="its guard was killed"):
+    with (
+        start(
+            tmp_path / "plugin",
+            "def attempt(context, text):\n    os.kill(os.getppid(), 9)\n    time.sleep(600)\n",
+            level,
+        ) as worker,
+        pytest.raises(SubmissionCrash, match="its guard was killed"),
+    ):
         worker.encode_texts([""])
 
 
@@ -247,14 +252,12 @@ def test_an_end_is_told_as_it_was(code: str, words: str, level: Level, tmp_path:
 def test_forged_facts_are_refused(forged: dict[str, object], tmp_path: Path) -> None:
     code = (
         "def attempt(context, text):\n    return True\n"
-        "import bench.worker.child as child\n"
-        "honest = child._Session._load\n"
-        f"child._Session._load = lambda self, request: {{**honest(self, request), **{forged!r}}}\n"
-        "sys.modules['__main__']._Session._load = child._Session._load\n"
+        "channel = sys.modules['__main__'].Channel\n"
+        "honest = channel.send\n"
+        f"channel.send = lambda self, message: honest(self, {{**message, **{forged!r}}})\n"
     )
-    # The class in use is that of the module that runs, whose name is __main__.
-    with pytest.raises(ProtocolError, match="nonsense|counted"):
-        start(tmp_path / "plugin", code.replace("honest = child", "honest = sys.modules['__main__']"), "L1")
+    with pytest.raises(ProtocolError, match=r"nonsense|counted"):
+        start(tmp_path / "plugin", code, "L1")
 
 
 def test_a_hint_tells_what_confinement_takes_away(confined: Level, tmp_path: Path) -> None:
