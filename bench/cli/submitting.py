@@ -225,8 +225,8 @@ def worker_settings(
     Raises:
         UsageError: there is no such dtype or isolation, or the latter cannot be had here.
     """
-    from bench.worker.isolation import choose_isolation
     from bench.worker.host import WorkerSettings
+    from bench.worker.isolation import choose_isolation
 
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype got '{dtype}'; expected float32 or bfloat16.")

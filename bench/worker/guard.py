@@ -1,9 +1,9 @@
 """The process between the harness and a submission: it starts the submission, watches it, and leaves nothing of it.
 
-`python -m bench.worker.guard --lifeline FD [--memory BYTES [--address-space]] -- COMMAND` runs the command in a session of its own and
-ends it with everything that it started, orphans too, when it ends by itself, when it takes too much memory, or when
-the harness closes the lifeline or dies. Then it reports over the lifeline, which the submission does not hold, so that
-no exit status can pass for another. Only the standard library is imported.
+`python -m bench.worker.guard --lifeline FD [--memory BYTES [--address-space]] -- COMMAND` runs the command in a session
+of its own and ends it with everything that it started, orphans too, when it ends by itself, when it takes too much
+memory, or when the harness closes the lifeline or dies. Then it reports over the lifeline, which the submission does
+not hold, so that no exit status can pass for another. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ def guard(
     lifeline.sendall(json.dumps({"pid": child}).encode() + b"\n")
     report: dict[str, object] = {"status": None, "resident_bytes": None}
     while True:
-        ready, _, _ = select.select([lifeline, woken], [], [], None if memory_bytes is None else POLL_S)
+        descriptors = [lifeline.fileno(), woken]
+        ready, _, _ = select.select(descriptors, [], [], None if memory_bytes is None else POLL_S)
         if woken in ready:
             os.read(woken, 4096)
         status = _reap(child)
-        if status is not None or lifeline in ready:
+        if status is not None or lifeline.fileno() in ready:
             report["status"] = status
             break
         if memory_bytes is not None and (found := _resident_bytes()) > memory_bytes:

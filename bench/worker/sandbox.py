@@ -1,7 +1,7 @@
 """What a confined process may touch, enforced by Linux without any privileges: Landlock for files, seccomp for calls.
 
-`python -m bench.worker.sandbox --read PATH --list PATH --write PATH [--network] -- COMMAND` gives up everything else, for
-good, and becomes the command. Only the standard library is imported: a thread that ran already would stay free.
+`python -m bench.worker.sandbox --read PATH --list PATH --write PATH [--network] -- COMMAND` gives up everything else,
+for good, and becomes the command. Only the standard library is imported: a thread that ran already would stay free.
 
 Sources: landlock(7), seccomp(2), <linux/landlock.h>, <linux/audit.h> and the system call tables of Linux.
 """

@@ -1,4 +1,4 @@
-"""What a submission can reach at each level, tried by submissions that try; a level that this machine lacks is skipped."""
+"""What a submission can reach at each level, tried by some that try; a level that this machine lacks is skipped."""
 
 from __future__ import annotations
 
@@ -96,7 +96,8 @@ def test_what_is_out_of_reach_stays_so(code: str, confined: Level, tmp_path: Pat
     secret = tmp_path / "elsewhere" / f"{os.getpid()}-secret"
     secret.parent.mkdir()
     secret.write_text("right answers")
-    trying = f"try:\n        {code}\n    except (OSError, subprocess.CalledProcessError):\n        return False\n    return True"
+    refused = "except (OSError, subprocess.CalledProcessError):\n        return False"
+    trying = f"try:\n        {code}\n    {refused}\n    return True"
     assert not attempt(tmp_path / "plugin", trying, confined, str(secret))
     assert secret.read_text() == "right answers"
     assert attempt(tmp_path / "plugin", trying, "L0", str(secret)), "the attempt itself is broken"
@@ -212,10 +213,10 @@ def test_too_much_memory_is_its_own_status(code: str, tmp_path: Path) -> None:
 def test_a_cell_has_a_limit_of_its_own(tmp_path: Path) -> None:
     settings = {"batch_timeout_s": 60.0}
     with start(tmp_path / "plugin", "def attempt(context, text):\n    time.sleep(0.4)\n", "L1", **settings) as worker:
-        worker._settings.cell.restart(1.0)
+        worker.encode_texts([""])
+        worker._settings.cell.restart(0.2)
         with pytest.raises(SubmissionTimeout, match="the cell may take"):
-            for _ in range(10):
-                worker.encode_texts([""])
+            worker.encode_texts([""])
 
 
 @pytest.mark.parametrize(
@@ -229,9 +230,9 @@ def test_a_cell_has_a_limit_of_its_own(tmp_path: Path) -> None:
     ],
 )
 def test_an_end_is_told_as_it_was(code: str, words: str, level: Level, tmp_path: Path) -> None:
-    with start(tmp_path / "plugin", f"def attempt(context, text):\n    {code}\n", level) as worker:
-        with pytest.raises(SubmissionCrash, match=words):
-            worker.encode_texts([""])
+    ends = f"def attempt(context, text):\n    {code}\n"
+    with start(tmp_path / "plugin", ends, level) as worker, pytest.raises(SubmissionCrash, match=words):
+        worker.encode_texts([""])
 
 
 @pytest.mark.parametrize(
@@ -262,9 +263,11 @@ def test_forged_facts_are_refused(forged: dict[str, object], tmp_path: Path) -> 
 
 def test_a_hint_tells_what_confinement_takes_away(confined: Level, tmp_path: Path) -> None:
     code = "def attempt(context, text):\n    return open('/root/.netrc-of-nobody')\n"
-    with start(tmp_path / "plugin", code, confined) as worker:
-        with pytest.raises(SubmissionError, match="fetches = true"):
-            worker.encode_texts([""])
+    with (
+        start(tmp_path / "plugin", code, confined) as worker,
+        pytest.raises(SubmissionError, match="fetches = true"),
+    ):
+        worker.encode_texts([""])
 
 
 def test_modes_choose_levels() -> None:
