@@ -196,7 +196,7 @@ class Embedder:
         )
 
     def _cached(self, key: str, n_items: int, encode: Callable[[np.ndarray], Embedded]) -> Embedded:
-        # Vectors made at one level do not stand for another; their order, and so their last bits, is everywhere the same.
+        # Vectors made at one level do not stand for another; their order, and so their last bits, is the same at each.
         place = digest_of(key, str(self._settings.isolation))
         found = self._recent.get(key) or _read(self._cache, place)
         if found is None:
