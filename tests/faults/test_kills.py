@@ -69,9 +69,9 @@ def finished(run: Path) -> int:
 
 
 def kill_at_random(process: subprocess.Popen[bytes], run: Path, rng: random.Random) -> bool:
-    """Kills the harness, or one of its processes, at any moment or just after its next cell; False if it ended before."""
-    if rng.random() < 0.4:
-        time.sleep(rng.random() * 3)
+    """Kills the harness, or a process of its, at any moment or just after its next cell; False if it ended before."""
+    if rng.random() < 0.6:
+        time.sleep(rng.random() * 2)
     else:
         before, patience = finished(run), rng.random() * 0.2
         while finished(run) == before and process.poll() is None:
@@ -127,7 +127,7 @@ def survive(toys: Path, folder: Path, n_seeds: int, n_kills: int, seed: int = 0)
     different = sum(found[name] != expected[name] for name in expected.keys() & found.keys())
     files = (folder / "whole").glob("cells/*.parquet")
     corrupt = sum((run / "cells" / path.name).read_bytes() != path.read_bytes() for path in files)
-    line = f"kills {kills} over {len(expected)} cells in {lives} lives: {lost} lost, {corrupt} corrupt, {different} different"
+    line = f"{kills} kills over {len(expected)} cells, {lives} lives: {lost} lost, {corrupt} corrupt, {different} different"
     assert (lost, corrupt, different) == (0, 0, 0), line
     assert kills == n_kills, line
     return line
@@ -142,4 +142,4 @@ def test_a_run_survives_kills(toys: Path, tmp_path: Path) -> None:
 def test_a_run_survives_five_hundred_kills(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = survive(toys, tmp_path, n_seeds=10, n_kills=500)
     with capsys.disabled():
-        print(f"\n{line}")
+        print(f"\n{line}")  # noqa: T201
