@@ -127,7 +127,8 @@ def survive(toys: Path, folder: Path, n_seeds: int, n_kills: int, seed: int = 0)
     different = sum(found[name] != expected[name] for name in expected.keys() & found.keys())
     files = (folder / "whole").glob("cells/*.parquet")
     corrupt = sum((run / "cells" / path.name).read_bytes() != path.read_bytes() for path in files)
-    line = f"{kills} kills over {len(expected)} cells, {lives} lives: {lost} lost, {corrupt} corrupt, {different} different"
+    figures = f"{lost} lost, {corrupt} corrupt, {different} different"
+    line = f"{kills} kills over {len(expected)} cells in {lives} lives: {figures}"
     assert (lost, corrupt, different) == (0, 0, 0), line
     assert kills == n_kills, line
     return line
