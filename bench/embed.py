@@ -1,4 +1,5 @@
-"""A submission's embeddings of whole collections: from the cache, or from its worker, which starts when first needed.
+"""A submission's embeddings of whole collections: from the cache, or from its worker, which starts when first needed;
+a worker for images and one for texts where they are to know nothing of each other.
 
 The unit of caching is one tower over one list of items. Its key hashes everything the vectors depend on: the weights
 that were loaded, every item, shift and seed, batch plan, device, dtype and library versions. So an image shift
@@ -32,6 +33,7 @@ from bench.worker.host import Loaded, Worker, WorkerSettings
 
 Progress = Callable[[int], None]
 Tower = Literal["images", "tokens"]
+Role = Literal["images", "texts"]
 Item = TypeVar("Item")
 _CACHE_VERSION = 3
 _RECENT = 4
@@ -70,7 +72,7 @@ class Embedder:
         """`surroundings` is what else decides the vectors: the versions of what makes the pixels, the processor."""
         self._submission, self._settings, self._surroundings = submission, settings, surroundings
         self._cache, self._batch_size = cache, batch_size
-        self._worker: Worker | None = None
+        self._workers: dict[Role, Worker] = {}
         self._loaded: Loaded | None = None
         self._recent: dict[str, Embedded] = {}
 
@@ -88,13 +90,12 @@ class Embedder:
         Raises:
             SubmissionError: it cannot be loaded.
         """
-        return self._loaded or self._running().loaded
+        return self._loaded or self._running("images").loaded
 
     def close(self) -> None:
-        """Ends the worker, if there is one."""
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
+        """Ends the workers, if there are any."""
+        while self._workers:
+            self._workers.popitem()[1].close()
 
     def images(self, images: Sequence[Image], prepare: Prepare, identity: object, progress: Progress) -> Embedded:
         """Embeddings of `images` after `prepare`; `identity` is what, beside the images, decides the pixels.
@@ -128,7 +129,7 @@ class Embedder:
         def encode(order: np.ndarray) -> Embedded:
             shuffled = [unique[i] for i in order]
             batches = (shuffled[i : i + self._batch_size] for i in range(0, len(shuffled), self._batch_size))
-            vectors, ms = _encode_all(batches, lambda batch: self._running().encode_texts(batch), progress)
+            vectors, ms = _encode_all(batches, lambda batch: self._running("texts").encode_texts(batch), progress)
             rows = np.argsort(order)[[place[text] for text in texts]]
             return Embedded(checked_vectors(vectors, "encode_texts")[rows], digest_of(list(texts)), ms, cached=False)
 
@@ -149,7 +150,7 @@ class Embedder:
         try:
             for start in range(0, len(texts), self._batch_size):
                 rows = slice(start, start + self._batch_size)
-                parts.append(self._running().score_pairs(tokens[images[rows]], texts[rows]))
+                parts.append(self._running("texts").score_pairs(tokens[images[rows]], texts[rows]))
         except SubmissionError:
             self.close()
             raise
@@ -166,7 +167,7 @@ class Embedder:
             def call(batch: list[Pixels]) -> np.ndarray:
                 digests.extend(pixels.sha256 for pixels in batch)
                 arrays = [pixels.array for pixels in batch]
-                worker = self._running()
+                worker = self._running("images")
                 return worker.encode_images(arrays) if tower == "images" else worker.image_tokens(arrays)
 
             batches = feed_batches([images[i] for i in order], prepare, self._batch_size)
@@ -195,7 +196,9 @@ class Embedder:
         )
 
     def _cached(self, key: str, n_items: int, encode: Callable[[np.ndarray], Embedded]) -> Embedded:
-        found = self._recent.get(key) or _read(self._cache, key)
+        # Vectors made at one level do not stand for another; their order, and so their last bits, is the same at each.
+        place = digest_of(key, str(self._settings.isolation))
+        found = self._recent.get(key) or _read(self._cache, place)
         if found is None:
             order = np.random.Generator(np.random.Philox(int(key[:32], 16))).permutation(n_items)
             try:
@@ -204,7 +207,7 @@ class Embedder:
                 self.close()
                 raise
             try:
-                _write(self._cache, key, found)
+                _write(self._cache, place, found)
             except RoveError as error:
                 _log.warning("embeddings are not cached: %s ROVE_CACHE names another folder.", error)
         self._recent[key] = replace(found, cached=True)
@@ -212,11 +215,13 @@ class Embedder:
             del self._recent[next(iter(self._recent))]
         return found
 
-    def _running(self) -> Worker:
-        if self._worker is None:
-            self._worker = Worker(self._submission, self._settings)
-            self._check_same_weights(self._worker.loaded)
-        return self._worker
+    def _running(self, role: Role) -> Worker:
+        """The worker for images or for texts: the same one, unless they are kept separate."""
+        own = role if self._settings.isolation.separate else "images"
+        if own not in self._workers:
+            worker = self._workers[own] = Worker(self._submission, self._settings)
+            self._check_same_weights(worker.loaded)
+        return self._workers[own]
 
     def _check_same_weights(self, loaded: Loaded) -> None:
         if self._loaded is not None and self._loaded.weights_sha256 != loaded.weights_sha256:

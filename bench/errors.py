@@ -7,6 +7,7 @@
     ├── SubmissionError         4  the submission failed
     │   ├── SubmissionTimeout      ... ran past a wall-clock limit
     │   ├── SubmissionCrash        ... its process ended
+    │   ├── SubmissionOutOfMemory  ... took more memory than it may
     │   └── ProtocolError          ... answered something that the interface does not allow
     └── IncompleteError         5  the run lacks cells
 
@@ -58,6 +59,10 @@ class SubmissionTimeout(SubmissionError):
 
 class SubmissionCrash(SubmissionError):
     status = "crash"
+
+
+class SubmissionOutOfMemory(SubmissionError):
+    status = "oom"
 
 
 class ProtocolError(SubmissionError):

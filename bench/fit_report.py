@@ -156,6 +156,7 @@ def _describe_model(fitted: Fitted) -> dict[str, Any]:
         "method": recipe.method,
         "base": base.name,
         "license": base.license,
+        "fetches": base.fetches,
         "requires": list(dict.fromkeys([*base.requires, *recipe.requires])),
         "args": dict(recipe.model_args),
         "parameters": _parameters(fitted).model_dump(),

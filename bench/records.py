@@ -133,6 +133,7 @@ class Manifest(Strict):
     rerank_k: Count | None = Field(
         default=None, description="items of each query that a second stage orders, unless --rerank-k says otherwise"
     )
+    fetches: bool = Field(default=False, description="whether its weights come from a hub, over the network")
     parameters: Parameters = Parameters()
     fit: Fit | None = Field(default=None, description="how `rove fit` made it; None where something else did")
 
@@ -286,6 +287,7 @@ class Record(Strict):
     status: Status
     reason: Annotated[str, StringConstraints(max_length=8000), AfterValidator(without_control)] = ""
     flags: tuple[Line, ...] = Field(default=(), max_length=100)
+    isolation: Line = Field(default="", description="the level that the submission ran at; see bench.worker.isolation")
     data: Data | None = None
     dim: Count | None = None
     embeddings_sha256: dict[Literal["images", "texts"], Sha256] = {}

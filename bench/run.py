@@ -62,7 +62,6 @@ from shifts.attacks.catalogue import parse_attack
 from shifts.catalogue import parse_shift
 
 PROTOCOL_VERSION = 1
-ISOLATION = "process"
 RERANK_K = 20
 _log = logging.getLogger("rove")
 
@@ -163,7 +162,7 @@ def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) 
         dtype=settings.worker.dtype,
         batch_size=settings.batch_size,
         limit=settings.limit,
-        isolation=ISOLATION,
+        isolation=str(settings.worker.isolation),
         data_dirs=dict(settings.data_dirs),
         command=settings.command,
         environment=describe_environment(settings.worker.device, submission.manifest.requires),
@@ -256,7 +255,9 @@ class _Runner:
 
     def _run(self, cell: Cell, key: str, collection: Collection, source: str) -> Record:
         started = time.perf_counter()
-        blank = Record(cell=cell, family=_family(cell), key=key, status="ok")
+        worker = self._settings.worker
+        worker.cell.restart(worker.cell_timeout_s)
+        blank = Record(cell=cell, family=_family(cell), key=key, status="ok", isolation=str(worker.isolation))
         try:
             score = self._score_attacked if cell.is_attack else self._score
             record, evidence = score(cell, blank, collection, source)
@@ -512,7 +513,7 @@ def _add_loaded(folder: Path, manifest: RunManifest, loaded: Loaded, settings: R
     return manifest
 
 
-_IDENTITY = ("fingerprint", "suite_id", "device", "dtype", "batch_size", "limit", "data_dirs")
+_IDENTITY = ("fingerprint", "suite_id", "device", "dtype", "isolation", "batch_size", "limit", "data_dirs")
 
 
 def surroundings_of(environment: Environment) -> dict[str, str]:

@@ -21,7 +21,7 @@ from bench.cli.console import (
     print_table,
     shard_progress,
 )
-from bench.cli.submitting import BatchSize, Device, ModelArgs, worker_settings
+from bench.cli.submitting import BatchSize, Device, IsolationMode, ModelArgs, worker_settings
 from bench.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def generate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
+    isolation: IsolationMode = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be made, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +81,7 @@ def generate(
             seed=seed,
             limit=limit,
             batch_size=batch_size,
-            worker=worker_settings(device, "float32", offline, 600.0),
+            worker=worker_settings(device, "float32", offline, 600.0, isolation, None),
         )
         _print_manifest(_run(lambda progress: generate_attacked(attacked, output, progress)), output, as_json)
         return

@@ -37,6 +37,12 @@ Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Items a batch.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Wall-clock limit for one batch, in seconds.")]
+IsolationMode = Annotated[
+    str, typer.Option("--isolation", help="auto, none, process or strict: what the submission is kept from.")
+]
+Memory = Annotated[
+    float | None, typer.Option(min=0.1, help="Most memory of the submission's processes, in GB; default: all there is.")
+]
 Overwrite = Annotated[str, typer.Option(help="never, missing or always: which finished cells are scored again.")]
 
 
@@ -60,6 +66,8 @@ def check(
     batch_size: BatchSize = 32,
     offline: Offline = False,
     timeout: Timeout = 600.0,
+    isolation: IsolationMode = "auto",
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Check a submission in under a minute, and tell how long a full run will take."""
@@ -67,7 +75,7 @@ def check(
     from bench.submission import find_submission
 
     found = find_submission(submission, parse_pairs(model_arg or [], "--model-arg"))
-    report = check_submission(found, worker_settings(device, dtype, offline, timeout), batch_size)
+    report = check_submission(found, worker_settings(device, dtype, offline, timeout, isolation, memory), batch_size)
     if as_json:
         print_json(report.as_dict())
     else:
@@ -158,6 +166,9 @@ def run(
     ] = None,
     offline: Offline = False,
     timeout: Timeout = 600.0,
+    cell_timeout: Annotated[float, typer.Option(min=1, help="Wall-clock limit for one cell, in seconds.")] = 43_200.0,
+    isolation: IsolationMode = "auto",
+    memory: Memory = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -172,7 +183,9 @@ def run(
         raise UsageError(f"--overwrite got '{overwrite}'; expected never, missing or always.")
     found, cells = find_submission(submission, parse_pairs(model_arg or [], "--model-arg")), find_suite(suite)
     settings = RunSettings(
-        worker=worker_settings(device, dtype, offline, timeout),
+        worker=replace(
+            worker_settings(device, dtype, offline, timeout, isolation, memory), cell_timeout_s=cell_timeout
+        ),
         batch_size=batch_size,
         limit=limit,
         data_dirs=parse_pairs(data_dir or [], "--data-dir"),
@@ -204,13 +217,16 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def worker_settings(device: str, dtype: str, offline: bool, timeout: float) -> WorkerSettings:
+def worker_settings(
+    device: str, dtype: str, offline: bool, timeout: float, isolation: str, memory: float | None
+) -> WorkerSettings:
     """How a submission is run, from the command line's options.
 
     Raises:
-        UsageError: there is no such dtype.
+        UsageError: there is no such dtype or isolation, or the latter cannot be had here.
     """
     from bench.worker.host import WorkerSettings
+    from bench.worker.isolation import choose_isolation
 
     if dtype not in ("float32", "bfloat16"):
         raise UsageError(f"--dtype got '{dtype}'; expected float32 or bfloat16.")
@@ -220,6 +236,8 @@ def worker_settings(device: str, dtype: str, offline: bool, timeout: float) -> W
         offline=offline,
         load_timeout_s=max(timeout, WorkerSettings.load_timeout_s),
         batch_timeout_s=timeout,
+        isolation=choose_isolation(isolation),
+        memory_bytes=None if memory is None else int(memory * 1e9),
     )
 
 

@@ -22,7 +22,17 @@ from bench.cli.console import (
     print_note,
     print_table,
 )
-from bench.cli.submitting import BatchSize, Device, Dtype, ModelArgs, Offline, Timeout, worker_settings
+from bench.cli.submitting import (
+    BatchSize,
+    Device,
+    Dtype,
+    IsolationMode,
+    Memory,
+    ModelArgs,
+    Offline,
+    Timeout,
+    worker_settings,
+)
 from bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,6 +95,8 @@ def time(
     ] = None,
     offline: Offline = False,
     timeout: Timeout = 600.0,
+    isolation: IsolationMode = "auto",
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Time a submission as it is served: encode, search, fetch, rerank, over galleries of up to ten million items."""
@@ -106,7 +118,7 @@ def time(
     if sweep and not index and any(given.values()):
         raise UsageError("--nprobe, --ef and --k-factor belong to an --index; without one, --sweep chooses both.")
     settings = TimingSettings(
-        worker=worker_settings(device, dtype, offline, timeout),
+        worker=worker_settings(device, dtype, offline, timeout, isolation, memory),
         dataset=dataset,
         data_dirs=parse_pairs(data_dir or [], "--data-dir"),
         limit=limit,

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import resource
 import signal
 import socket
@@ -32,6 +33,7 @@ from bench.worker.flops import count_flops
 from bench.worker.wire import Channel, MemoryFile
 
 _PR_SET_PDEATHSIG = 1
+SPARE_S = 60
 _TENSOR_FUNCTIONS = ("pixels", "embed_pixels", "score_pixels", "pull_back")
 
 
@@ -49,11 +51,10 @@ def serve(channel: Channel, inbox: MemoryFile, outbox: MemoryFile) -> None:
             answer = {"ok": False, "status": "protocol", "error": str(error), "traceback": ""}
         except RoveError as error:
             answer = {"ok": False, "status": "error", "error": str(error), "traceback": ""}
-        except MemoryError as error:
-            answer = {"ok": False, "status": "oom", "error": f"MemoryError: {error}", "traceback": ""}
         except Exception as error:
+            status = "oom" if _is_out_of_memory(error) else "error"
             text = f"{type(error).__name__}: {error}"
-            answer = {"ok": False, "status": "error", "error": text, "traceback": traceback.format_exc(limit=-8)}
+            answer = {"ok": False, "status": status, "error": text, "traceback": traceback.format_exc(limit=-8)}
         channel.send(answer)
     if request is not None:
         channel.send({"ok": True, "bye": True})
@@ -68,6 +69,7 @@ class _Session:
         self._graph = HeldGraph("cpu")
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        _limit_processor_time(request["timeout_s"])
         if request["op"] == "load":
             return self._load(request)
         if request["op"] == "pull_back":
@@ -234,7 +236,22 @@ def _kind(value: object) -> str:
     return f"a {type(value).__module__}.{type(value).__qualname__}"
 
 
-def _die_with_the_harness() -> None:
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it says so; torch has no class of its own for memory of the CPU."""
+    names = ("MemoryError", "OutOfMemoryError", "_ArrayMemoryError")
+    return type(error).__name__ in names or "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """This process may compute on all cores for so long, should nobody be there to watch the clock."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = used.ru_utime + used.ru_stime + (os.cpu_count() or 1) * seconds + SPARE_S
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = math.ceil(most) if hard == resource.RLIM_INFINITY else min(math.ceil(most), hard)
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+
+
+def _die_with_the_guard() -> None:
     """On Linux the kernel kills this process when the one that started it ends, however that happens."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -246,8 +263,7 @@ def main() -> None:
     for name in ("control", "inbox", "outbox"):
         parser.add_argument(f"--{name}", type=int, required=True)
     options = parser.parse_args()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _die_with_the_harness()
+    _die_with_the_guard()
     torchvision_fix.install()
     with socket.socket(fileno=options.control) as stream:
         serve(Channel(stream), MemoryFile(options.inbox), MemoryFile(options.outbox))

@@ -1,16 +1,19 @@
 """The harness's side of the process boundary: starts a submission in a fresh interpreter, feeds it, ends it.
 
 A worker has its own session, a cleared environment, a private scratch folder and no inherited descriptors but its
-three. Whatever it does (hang, crash, exit, answer nonsense) becomes a SubmissionError with a status; its whole
-process group is killed when the worker is closed.
+three, and reaches what its level of isolation lets it reach (`bench.worker.isolation`). Whatever it does (hang, crash,
+exit, answer nonsense, take all memory) becomes a SubmissionError with a status; everything that it started is ended
+with it, by the guard that stands between (`bench.worker.guard`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,17 +32,29 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from bench.errors import ProtocolError, SubmissionCrash, SubmissionError, SubmissionTimeout, UsageError
+from bench.errors import (
+    ProtocolError,
+    SubmissionCrash,
+    SubmissionError,
+    SubmissionOutOfMemory,
+    SubmissionTimeout,
+    UsageError,
+)
 from bench.submission import Submission, resolve_args
-from bench.worker.memory import peak_bytes_of_group
+from bench.worker.guard import SWEEP_S
+from bench.worker.isolation import SOURCE, Isolation, Reach, choose_isolation, confine, homes_of_hubs
+from bench.worker.memory import descendants_of, peak_bytes_of_all
 from bench.worker.wire import Channel, MemoryFile
 
 LOG_BYTES = 64 << 10
+MAX_INTEGER = 2**63 - 1
 MAX_DIM = 65_536
 MAX_SIDE_PX = 4096
 MAX_TOKEN_VALUES = 1 << 24
+MAX_FACTS, MAX_FACT = 1000, 500
 KEPT_IMAGE_BLOCKS = 64
 Shape = tuple[int | str, ...]
+_log = logging.getLogger("rove")
 _LARGEST = {"dim": MAX_DIM, "height": MAX_SIDE_PX, "width": MAX_SIDE_PX}
 _KEPT_VARIABLES = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"),
@@ -48,6 +63,21 @@ _KEPT_VARIABLES = (
     *("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TORCH_HOME"),
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY"),
 )
+
+
+class Deadline:
+    """When what is being done must be over; one is shared by all workers that serve a cell."""
+
+    def __init__(self) -> None:
+        self._end = math.inf
+
+    def restart(self, seconds: float) -> None:
+        """From now on there are so many seconds."""
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """The seconds that are left, not below zero."""
+        return max(0.0, self._end - time.monotonic())
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,9 @@ class WorkerSettings:
         offline: nothing may be fetched.
         load_timeout_s: wall-clock limit for loading, in seconds.
         batch_timeout_s: wall-clock limit for one batch, in seconds.
+        cell_timeout_s: wall-clock limit for one cell, in seconds; `cell` is what is left of it.
+        isolation: what it is kept from; by default as much as this machine can.
+        memory_bytes: what it may take with everything that it starts; None for all of the machine's.
     """
 
     device: str = "cpu"
@@ -67,6 +100,10 @@ class WorkerSettings:
     offline: bool = False
     load_timeout_s: float = 600.0
     batch_timeout_s: float = 600.0
+    cell_timeout_s: float = 43_200.0
+    isolation: Isolation = field(default_factory=lambda: choose_isolation("auto"))
+    memory_bytes: int | None = None
+    cell: Deadline = field(default_factory=Deadline, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -115,16 +152,20 @@ class Worker:
         detached_gradients: how many gradients are zeros because the output did not depend on the pixels.
     """
 
-    def __init__(self, submission: Submission, settings: WorkerSettings) -> None:
+    def __init__(self, submission: Submission, settings: WorkerSettings, fetching: bool = False) -> None:
+        """`fetching` lets it reach the network and fill the hubs' caches: it is loaded, and given nothing to encode."""
+        if not fetching:
+            _fetch_once(submission, settings)
         self._submission, self._settings = submission, settings
         self.autograd_calls = self.detached_gradients = self._n_graphs = 0
         self._graph: _Graph | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="rove-worker-"))
         self._inbox, self._outbox = MemoryFile.create(), MemoryFile.create()
-        ours, theirs = socket.socketpair()
-        self._stream, self._channel = ours, Channel(ours)
-        with theirs:
-            self._process = self._start(theirs)
+        (self._stream, theirs), (self._lifeline, guards) = socket.socketpair(), socket.socketpair()
+        self._channel, self._reports = Channel(self._stream), Channel(self._lifeline)
+        self._report: dict[str, Any] | None = None
+        with theirs, guards:
+            self._process = self._start(theirs, guards, fetching)
         self._log = _CappedLog(self._process.stdout)
         try:
             self.loaded = self._load()
@@ -148,7 +189,7 @@ class Worker:
     @property
     def peak_bytes(self) -> int | None:
         """The largest resident memory so far of the worker and what it started; None if it ended or nobody tells."""
-        return None if self._process.poll() is not None else peak_bytes_of_group(self._process.pid)
+        return None if self._process.poll() is not None else peak_bytes_of_all(descendants_of(self._process.pid))
 
     def encode_images(self, images: Sequence[UInt8[np.ndarray, "h w 3"]]) -> Float[np.ndarray, "n_images dim"]:
         """The submission's embeddings of RGB images of any sizes, as it returned them, (n_images, dim) float32.
@@ -280,32 +321,39 @@ class Worker:
 
     def close(self) -> None:
         """Ends the worker and everything that it started; safe to call again."""
-        if self._process.poll() is None:
+        if self._report is None:
             with contextlib.suppress(OSError):
                 self._channel.send({"op": "bye"})
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=2)
-        self._kill()
+        self._end()
         if self._stream.fileno() >= 0:
             self._stream.close()
+            self._lifeline.close()
             self._log.close()
             self._inbox.close()
             self._outbox.close()
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    def _start(self, theirs: socket.socket, guards: socket.socket, fetching: bool) -> subprocess.Popen[bytes]:
+        settings = self._settings
         descriptors = {"control": theirs.fileno(), "inbox": self._inbox.descriptor, "outbox": self._outbox.descriptor}
-        command = [sys.executable, "-P", "-m", "bench.worker.child"]
+        child = [sys.executable, "-P", "-m", "bench.worker.child"]
         for name, descriptor in descriptors.items():
-            command += [f"--{name}", str(descriptor)]
+            child += [f"--{name}", str(descriptor)]
+        reach = _reach(self._submission, self._scratch, settings.device, fetching)
+        guard = [sys.executable, "-P", "-m", "bench.worker.guard", "--lifeline", str(guards.fileno())]
+        if settings.isolation.level != "L0":
+            guard += ["--memory", str(settings.memory_bytes or _machine_bytes())]
+            guard += ["--address-space"] if settings.device == "cpu" else []
         return subprocess.Popen(
-            command,
+            [*guard, "--", *confine(settings.isolation.level, reach, child)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self._scratch,
-            env=_environment(self._scratch, self._settings.offline),
-            pass_fds=list(descriptors.values()),
+            env=_environment(self._scratch, settings.offline, settings.isolation.confined, fetching),
+            pass_fds=[guards.fileno(), *descriptors.values()],
             start_new_session=True,
         )
 
@@ -328,15 +376,15 @@ class Worker:
         )
         try:
             return Loaded(
-                weights_sha256=str(answer["weights_sha256"]),
-                parameters=None if answer["parameters"] is None else int(answer["parameters"]),
-                versions={str(key): str(value) for key, value in answer["versions"].items()},
-                device_name=str(answer["device_name"]),
+                weights_sha256=_matching(r"([0-9a-f]{64})?", answer["weights_sha256"]),
+                parameters=None if answer["parameters"] is None else self._count(answer["parameters"], "parameters"),
+                versions=_facts(answer["versions"]),
+                device_name=_matching(rf"[ -~]{{0,{MAX_FACT}}}", answer["device_name"]),
                 load_s=time.perf_counter() - started,
                 differentiable=answer["differentiable"] is True,
                 reranker=answer["reranker"] is True,
                 differentiable_reranker=answer["differentiable_reranker"] is True,
-                tower_ids={str(key): str(value) for key, value in answer["tower_ids"].items()},
+                tower_ids=_facts(answer["tower_ids"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ProtocolError(f"{self._submission.name} answered the load request with nonsense: {error}.") from None
@@ -387,24 +435,25 @@ class Worker:
             raise UsageError(f"{self._submission.name} is not {protocol}. See submissions/README.md.")
 
     def _ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        name = self._submission.name
+        name, left = self._submission.name, min(timeout_s, self._settings.cell.left())
         try:
-            self._channel.send(request)
-            answer = self._channel.receive(timeout_s)
+            self._channel.send({**request, "timeout_s": left})
+            answer = self._channel.receive(left)
         except TimeoutError:
-            self._kill()
+            self._end()
+            of, flag = ("the cell", "--cell-timeout") if left < timeout_s else ("a batch", "--timeout")
             raise SubmissionTimeout(
-                f"{name} did not answer '{request['op']}' within {timeout_s:g} s and was stopped. "
-                "A smaller --batch-size or a longer --timeout may help." + self._log.tail()
+                f"{name} did not answer '{request['op']}' within {left:.3g} s, what {of} may take, and was stopped. "
+                f"A smaller --batch-size or a longer {flag} may help." + self._log.tail()
             ) from None
         except (ValueError, RecursionError) as error:
-            self._kill()
+            self._end()
             raise ProtocolError(f"{name} wrote something else to the control channel: {error}.") from None
         except OSError:
             answer = None
         if answer is None:
             raise self._crash(request["op"])
-        if not answer.get("ok"):
+        if answer.get("ok") is not True:
             raise self._failure(answer)
         self.autograd_calls += self._count(answer.get("autograd_calls", 0), "backward passes")
         return answer
@@ -415,27 +464,31 @@ class Worker:
         return round(sum(told) / len(told)) if told and len(told) == len(counts) else None
 
     def _count(self, count: object, things: str) -> int:
-        if type(count) is not int or count < 0:
+        if type(count) is not int or not 0 <= count <= MAX_INTEGER:
             raise ProtocolError(f"{self._submission.name} counted {count!r} {things}; expected a number from 0 on.")
         return count
 
-    def _crash(self, operation: str) -> SubmissionCrash:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=1)
-        self._kill()
-        code = self._process.returncode
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return SubmissionCrash(
-            f"{self._submission.name} ended during '{operation}' ({how}); expected an answer." + self._log.tail()
-        )
+    def _crash(self, operation: str) -> SubmissionError:
+        name, report = self._submission.name, self._end()
+        taken, status = report.get("resident_bytes"), report.get("status")
+        if taken is not None:
+            return SubmissionOutOfMemory(
+                f"{name} took {taken / 1e9:.3g} GB of memory during '{operation}' and was stopped. A smaller "
+                "--batch-size or a larger --memory may help." + self._log.tail()
+            )
+        code = None if status is None else _exit_code(status, self._settings.isolation)
+        if code == -signal.SIGXCPU:
+            return SubmissionTimeout(f"{name} computed for longer than '{operation}' may take." + self._log.tail())
+        how = "nobody knows how: its guard was killed" if code is None else _ending(code)
+        return SubmissionCrash(f"{name} ended during '{operation}' ({how}); expected an answer." + self._log.tail())
 
     def _failure(self, answer: dict[str, Any]) -> SubmissionError:
-        kind = ProtocolError if answer.get("status") == "protocol" else SubmissionError
+        kinds = {"protocol": ProtocolError, "oom": SubmissionOutOfMemory}
+        kind = kinds.get(str(answer.get("status")), SubmissionError)
         trace = str(answer.get("traceback", ""))[-4000:]
-        error = kind(f"{self._submission.name}: {str(answer.get('error'))[:2000]}" + (f"\n{trace}" if trace else ""))
-        if answer.get("status") == "oom":
-            error.status = "oom"
-        return error
+        hint = _CONFINED if self._settings.isolation.confined and _lacks_reach(trace) else ""
+        text = f"{self._submission.name}: {str(answer.get('error'))[:2000]}{hint}"
+        return kind(text + (f"\n{trace}" if trace else ""))
 
     def _array(
         self, answer: dict[str, Any], function: str, expected: Shape, items: str, dtypes: Sequence[str] = ("<f4",)
@@ -463,10 +516,31 @@ class Worker:
             )
         return scores
 
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+    def _end(self) -> dict[str, Any]:
+        """What the guard reports when everything is over; empty if it was killed itself."""
+        if self._report is None:
+            self._report, child = {}, None
+            with contextlib.suppress(OSError):
+                self._lifeline.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError, ValueError):
+                while message := self._reports.receive(SWEEP_S + 5):
+                    child = message.get("pid", child)
+                    self._report = message if "left" in message else {}
+            if not self._report:
+                self._kill(child)
+            elif self._report["left"]:
+                _log.warning(
+                    "%s left %s processes that could not be ended.", self._submission.name, self._report["left"]
+                )
+            self._process.wait()
+        return self._report
+
+    def _kill(self, child: int | None) -> None:
+        """Ends the groups of the guard and of the submission, where the guard is gone."""
+        for group in (self._process.pid, child):
+            if group is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(group, signal.SIGKILL)
 
 
 class _CappedLog:
@@ -503,14 +577,82 @@ class _CappedLog:
                     self._kept -= len(self._chunks.popleft())
 
 
-def _environment(scratch: Path, offline: bool) -> dict[str, str]:
+_CONFINED = (
+    " (It ran confined: no network, and no files but its folder, those that its arguments name, the installed packages "
+    "and a scratch folder. Weights that come from a hub need `fetches = true` in its submission.toml; --isolation "
+    "process runs it without.)"
+)
+_fetched: set[str] = set()
+
+
+def _fetch_once(submission: Submission, settings: WorkerSettings) -> None:
+    """Loads a submission that fetches its weights once with a network, before it is confined without one."""
+    needed = submission.manifest.fetches and settings.isolation.confined and not settings.offline
+    if needed and submission.fingerprint not in _fetched:
+        Worker(submission, settings, fetching=True).close()
+        _fetched.add(submission.fingerprint)
+
+
+def _reach(submission: Submission, scratch: Path, device: str, fetching: bool) -> Reach:
+    """What a submission may touch: its own files, what its arguments name, the hubs' caches, its scratch folder."""
+    package = submission.module.parents[max(0, submission.import_name.count(".") - 1)]
+    named = [Path(value) for value in resolve_args(submission).values() if value.startswith("/")]
+    homes = tuple(homes_of_hubs().values())
+    return Reach(
+        read=(submission.folder, package, *(path for path in named if path.exists()), *homes),
+        write=(scratch, *(homes if fetching else ())),
+        network=fetching,
+        device=device,
+    )
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _environment(scratch: Path, offline: bool, confined: bool, fetching: bool) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    source = str(Path(__file__).resolve().parents[2])
-    fixed = {"PYTHONPATH": source, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(scratch)}
+    fixed = {"PYTHONPATH": str(SOURCE), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(scratch)}
     # Pillow would give the memory of every batch back: page faults then cost more than copying the pixels does.
     pillow = {"PILLOW_BLOCKS_MAX": str(KEPT_IMAGE_BLOCKS)}
-    hub = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if offline else {}
-    return {**kept, **fixed, **pillow, **hub, "TOKENIZERS_PARALLELISM": "false"}
+    hubs = {name: str(home) for name, home in homes_of_hubs().items()}
+    homes = {"HOME": str(scratch), "XDG_CACHE_HOME": str(scratch / ".cache"), **hubs} if confined else {}
+    cut_off = offline or (confined and not fetching)
+    hub = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"} if cut_off else {}
+    return {**kept, **fixed, **pillow, **homes, **hub, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _exit_code(status: int, isolation: Isolation) -> int:
+    """What os.waitpid says as an exit code, or a signal below zero; bubblewrap passes signals on as shells do."""
+    code = os.waitstatus_to_exitcode(status)
+    return 128 - code if isolation.level == "L3" and code > 128 else code
+
+
+def _ending(code: int) -> str:
+    known = {number.value: number.name for number in signal.Signals}
+    return f"exit status {code}" if code >= 0 else f"signal {known.get(-code, -code)}"
+
+
+def _lacks_reach(trace: str) -> bool:
+    return any(word in trace for word in ("PermissionError", "FileNotFoundError", "ConnectionError", "OfflineMode"))
+
+
+def _facts(told: object) -> dict[str, str]:
+    """What a submission's process says of itself by name, if it is short.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(told, dict) or len(told) > MAX_FACTS:
+        raise ValueError(f"expected at most {MAX_FACTS} facts by name")
+    line = rf"[ -~]{{0,{MAX_FACT}}}"
+    return {_matching(line, name): _matching(line, value) for name, value in told.items()}
+
+
+def _matching(pattern: str, value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise ValueError(f"{str(value)[:80]!r} does not match {pattern}")
+    return value
 
 
 def _fits(shape: Sequence[object], expected: Shape) -> bool:

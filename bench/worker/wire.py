@@ -44,7 +44,8 @@ class Channel:
             ValueError: what arrived is not a JSON object, or longer than `MAX_MESSAGE_BYTES`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while b"\n" not in self._pending:
+        chunk = bytes(self._pending)
+        while b"\n" not in chunk:
             self._stream.settimeout(_remaining(deadline))
             chunk = self._stream.recv(1 << 16)
             if not chunk:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 
@@ -85,14 +84,6 @@ def floods(context):
         return unit_vectors(items)
 
     return Encoder(images=flood)
-
-
-def leaves_a_child(context):
-    def fork(items):
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-        return np.full((len(items), 1), child.pid, np.float32)
-
-    return Encoder(images=fork)
 
 
 def not_finite(context):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -77,16 +76,6 @@ def test_a_flood_of_output_does_not_stop_the_worker() -> None:
         assert worker.encode_images(IMAGES).shape == (3, 4)
 
 
-def test_no_process_survives_the_worker() -> None:
-    with start("leaves_a_child") as worker:
-        child = int(worker.encode_images(IMAGES)[0, 0])
-        assert _is_running(child)
-    deadline = time.monotonic() + 10
-    while _is_running(child) and time.monotonic() < deadline:
-        os.sched_yield()
-    assert not _is_running(child)
-
-
 @pytest.mark.parametrize(("function", "words"), [("no_encoder", "no encoder"), ("crash_on_load", "exit status 3")])
 def test_a_submission_that_does_not_load_is_an_error(function: str, words: str) -> None:
     with pytest.raises(SubmissionError, match=words):
@@ -101,11 +90,3 @@ def test_the_environment_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Worker(find_submission(f"{module}:load"), WorkerSettings())
     assert "PATH" in str(caught.value)
     assert "AWS_SECRET_ACCESS_KEY" not in str(caught.value)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
