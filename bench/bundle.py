@@ -181,6 +181,8 @@ def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
     """
     results = read_results(run)
     check_complete(results)
+    for cell in results.manifest.cells:
+        read_record(run, cell)
     scored = {record.cell.slug for record in results.records if record.status == "ok"}
     slugs = sorted(cell.slug for cell in results.manifest.cells)
     ends = {slug: (".json", ".parquet") if slug in scored else (".json",) for slug in slugs}

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import InputError, RoveError, UsageError
@@ -143,6 +143,7 @@ def test_what_is_being_written_is_told_from_what_a_killed_process_left(tmp_path:
     assert not is_held(tmp_path / "nothing")
 
 
+@settings(deadline=None)
 @given(parts=st.lists(st.binary(max_size=40), max_size=3), place=st.integers(0), bit=st.integers(0, 7))
 def test_a_seal_breaks_with_any_bit(parts: list[bytes], place: int, bit: int) -> None:
     sealed = seal(*parts)
