@@ -14,12 +14,12 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from bench.bundle import Results
-from bench.crafting import Crafter, Plan, Sides, candidate_source, folder_name, make_aim, make_goal, role_of
+from bench.crafting import Crafter, Plan, Sides, candidate_source, make_aim, make_goal
 from bench.embed import Embedded, Embedder
 from bench.errors import InputError, RoveError
 from bench.evaluate import Distractors, StandIns, rank, to_unit
 from bench.evidence import Evidence, Variant, in_variant, pack_evidence
-from bench.examples import Examples, join, read_examples
+from bench.examples import EXAMPLES, Examples, folder_name, join, read_examples, role_of
 from bench.feed import Prepare
 from bench.records import (
     AttackReport,
@@ -29,7 +29,6 @@ from bench.records import (
     Estimate,
     Objective,
     digest_of,
-    read_json,
     to_json,
 )
 from bench.reliability import NOISE, Examination, examine, examine_texts
@@ -37,7 +36,7 @@ from bench.retrieval.rerank import PairScores, SecondStage
 from bench.scoring import Metrics, find_flags, score_attack, score_evidence
 from bench.second import Aim, NotApplicable, Readings, find_objective, in_both_directions, score_stand_ins
 from bench.shifted import prepare_clean
-from bench.store import write_atomic
+from bench.store import read_sealed, seal, write_atomic
 from bench.types import Collection, Direction, Image
 from shifts.attacks.budget import count_edits, largest_change
 from shifts.attacks.catalogue import STEPS, Attack, find_attack, parse_attack
@@ -45,7 +44,6 @@ from shifts.resources import find_missing_packages
 from shifts.seeding import sample_rng
 
 N_EXAMINED = 24
-EXAMPLES = "examples"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz "
 _EXAMINED_BY = {True: ("pgd", 4, STEPS), False: ("square", 8, 2)}  # by whether there is a gradient
 Progress = Callable[[int], None]
@@ -328,9 +326,11 @@ class AttackScorer:
     def _examine(self, plan: Plan, collection: Collection, crops: Examples | None, sides: Sides) -> Findings:
         """What is found about the victim: once for all attacks on images, once for all on captions."""
         by_text = plan.attack.modality == "text"
-        path = self._folder / folder_name(collection, f"examination-{'texts' if by_text else 'images'}.json")
+        name = f"examination-{'texts' if by_text else 'images'}"
+        path = self._folder / folder_name(collection.name, len(collection.images), name)
         key = digest_of(self._crafter.identity(collection), N_EXAMINED)
-        if path.is_file() and (known := read_json(path, Findings)).key == key:
+        data = read_sealed(path)
+        if data is not None and (known := Findings.model_validate_json(data)).key == key:
             return known
         if by_text or crops is None:
             examination = examine_texts(self._encode_afresh, list(dict.fromkeys(collection.captions))[:N_EXAMINED])
@@ -341,7 +341,7 @@ class AttackScorer:
             checks=examination.checks,
             curve=tuple(_curve_point(*point) for point in examination.curve),
         )
-        write_atomic(path, to_json(findings))
+        write_atomic(path, seal(to_json(findings)))
         return findings
 
     def _check_result(
@@ -492,7 +492,7 @@ def _similarity(originals: Sequence[str], attacked: Sequence[str]) -> float | No
 
 def _read(folder: Path, collection: Collection, slug: str) -> Examples:
     """Examples that another run left."""
-    batches = read_examples(folder / EXAMPLES / folder_name(collection, slug))
+    batches = read_examples(folder / EXAMPLES / folder_name(collection.name, len(collection.images), slug))
     return join(batches, [image.id for image in collection.images], collection.captions)
 
 

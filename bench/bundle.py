@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from bench.claims import check_families, check_manifest, check_record, check_report, check_skipped, check_sources
 from bench.errors import IncompleteError, InputError
 from bench.evidence import MAX_ROWS, Evidence, Variant, check_evidence, in_variant, pairs_within, read_evidence
-from bench.records import DONE, AttackReport, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
+from bench.records import DONE, AttackReport, Cell, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
 from bench.scoring import find_flags, score_attack, score_evidence
-from bench.store import new_folder, sha256_of, write_atomic
+from bench.store import check_proof, new_folder, sha256_of, write_atomic
 from bench.timing_records import TimingRecord, usual_folder
 from bench.types import Direction
 
@@ -67,9 +67,7 @@ class Results:
         Raises:
             InputError: it is missing, damaged, or not that of the record.
         """
-        path = self.folder / "cells" / f"{record.cell.slug}.parquet"
-        if not path.is_file() or sha256_of(path) != record.evidence_sha256:
-            raise InputError(f"{path} is missing or has another sha256 than its record states.")
+        path = _find_evidence(self.folder, record)
         directions = record.cell.directions
         variants: list[Variant] = ["", "clean"] if record.cell.is_attack else [""]
         if record.attack is not None and record.attack.unrounded:
@@ -108,6 +106,35 @@ def read_results(folder: Path) -> Results:
     if stray:
         raise InputError(f"{stray} is of another submission or other weights than run.json; run `rove bundle` again.")
     return Results(folder, manifest, tuple(records), tuple(timings.values()))
+
+
+def read_record(folder: Path, cell: Cell) -> Record:
+    """The record of a run's cell, as it was written, with its evidence beside it.
+
+    Raises:
+        InputError: one of both is missing or damaged.
+    """
+    path = cell_files(folder, cell)[0]
+    if path.is_file():
+        check_proof(path)
+    record = read_json(path, Record)
+    if record.cell != cell:
+        raise InputError(f"{path} holds the cell {record.cell.id}; expected {cell.id}.")
+    if record.status == "ok":
+        _find_evidence(folder, record)
+    return record
+
+
+def cell_files(folder: Path, cell: Cell) -> tuple[Path, Path]:
+    """Where the record of a run's cell lies, and its evidence."""
+    return folder / "cells" / f"{cell.slug}.json", folder / "cells" / f"{cell.slug}.parquet"
+
+
+def _find_evidence(folder: Path, record: Record) -> Path:
+    path = cell_files(folder, record.cell)[1]
+    if not path.is_file() or sha256_of(path) != record.evidence_sha256:
+        raise InputError(f"{path} is missing or has another sha256 than its record states.")
+    return path
 
 
 def find_timings(run: Path, manifest: RunManifest) -> Timings:
@@ -150,10 +177,12 @@ def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
     Raises:
         IncompleteError: a cell of the suite is missing or failed.
         UsageError: `output` is not empty.
-        InputError: the run's files contradict each other.
+        InputError: the run's files contradict each other, or one has changed since it was written.
     """
     results = read_results(run)
     check_complete(results)
+    for cell in results.manifest.cells:
+        read_record(run, cell)
     scored = {record.cell.slug for record in results.records if record.status == "ok"}
     slugs = sorted(cell.slug for cell in results.manifest.cells)
     ends = {slug: (".json", ".parquet") if slug in scored else (".json",) for slug in slugs}
@@ -162,6 +191,7 @@ def make_bundle(run: Path, output: Path, overwrite: bool) -> Path:
     sources |= {f"timings/{path.name}": path for path in find_timings(run, results.manifest).own}
     with new_folder(output, INDEX, overwrite) as unfinished:
         for name, source in sources.items():
+            check_proof(source)
             write_atomic(unfinished / name, source.read_bytes())
         index = BundleIndex(files={name: sha256_of(unfinished / name) for name in sources})
         write_atomic(unfinished / INDEX, to_json(index))

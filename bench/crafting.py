@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from bench.examples import NO_IMAGES, Batch, Examples, join, make_examples
-from bench.records import Cell, Objective, digest_of
+from bench.examples import NO_IMAGES, Batch, Examples, Role, folder_name, join, make_examples, slug_of
+from bench.records import Objective, digest_of
 from bench.second import Aim, Readings, choose_pairs
 from bench.shifted import prepare_clean, source_digest
 from bench.submission import Submission
@@ -31,7 +31,6 @@ from shifts.seeding import sample_rng
 
 CAPTIONS_A_BATCH = 64
 _VERSION = 1
-Role = Literal["query", "gallery", "distractor", "both"]
 Done = Callable[[int], None]
 
 
@@ -55,9 +54,8 @@ class Plan:
 
     @property
     def slug(self) -> str:
-        """A folder's name for its examples."""
-        parts = (self.attack.name, str(self.budget), self.role, self.stage, f"seed-{self.seed}" if self.seed else "")
-        return "-".join(part for part in parts if part)
+        """What its examples are called."""
+        return slug_of(self.attack.id(self.budget), self.role, self.stage, self.seed)
 
     @property
     def identity(self) -> list[object]:
@@ -81,12 +79,6 @@ def candidate_source(attack: Attack) -> str:
     from shifts.attacks.candidates import source
 
     return source()
-
-
-def role_of(cell: Cell) -> Role:
-    """What the attacked items of a cell are in its retrieval."""
-    roles: dict[str, Role] = {"query": "query", "distractor": "distractor", "both": "both"}
-    return roles.get(cell.threat_model, "gallery")
 
 
 class Crafter:
@@ -223,7 +215,8 @@ class Crafter:
         done: Done,
     ) -> Examples:
         key = digest_of(identity, self.identity(collection))
-        made = list(make_examples(self._folder / folder_name(collection, slug), key, batches, attack, done))
+        folder = self._folder / folder_name(collection.name, len(collection.images), slug)
+        made = list(make_examples(folder, key, batches, attack, done))
         return join(made, [image.id for image in collection.images], collection.captions)
 
 
@@ -294,11 +287,6 @@ def make_goal(plan: Plan, collection: Collection, sides: Sides) -> Goal:
         return Goal(sides.texts, own, everyone, attract=True)
     rivals = levels(sides.texts @ sides.images.T, own.T) if plan.role == "gallery" else None
     return Goal(sides.texts, own, rivals)
-
-
-def folder_name(collection: Collection, slug: str) -> str:
-    """Where in a run's examples those of a plan lie."""
-    return f"{collection.name.replace('/', '-')}-{len(collection.images)}-{slug}"
 
 
 def _captions_of(collection: Collection, items: np.ndarray) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:

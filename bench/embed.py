@@ -26,7 +26,7 @@ from jaxtyping import Float, Float32, Int
 from bench.errors import ProtocolError, RoveError, SubmissionError
 from bench.feed import Pixels, Prepare, feed_batches
 from bench.records import digest_of
-from bench.store import write_atomic
+from bench.store import read_sealed, seal, write_atomic
 from bench.submission import Submission
 from bench.types import Image
 from bench.worker.host import Loaded, Worker, WorkerSettings
@@ -263,21 +263,13 @@ def checked_vectors(vectors: np.ndarray, function: str) -> np.ndarray:
 def _write(folder: Path, key: str, embedded: Embedded) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, vectors=embedded.vectors, fed=np.array(embedded.fed_sha256), ms=np.array(embedded.ms_per_item))
-    data = buffer.getvalue()
-    write_atomic(_path(folder, key), hashlib.sha256(data).digest() + data)
+    write_atomic(_path(folder, key), seal(buffer.getvalue()))
 
 
 def _read(folder: Path, key: str) -> Embedded | None:
     """What was written under `key`; a damaged file is set aside and reported."""
-    path = _path(folder, key)
-    try:
-        contents = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    digest, data = contents[:32], contents[32:]
-    if hashlib.sha256(data).digest() != digest:
-        _log.warning("cached embeddings %s are damaged: set aside as .bad and computed again", path)
-        path.replace(path.with_suffix(".bad"))
+    data = read_sealed(_path(folder, key))
+    if data is None:
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         return Embedded(file["vectors"], str(file["fed"]), float(file["ms"]), cached=True)

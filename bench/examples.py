@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -21,10 +20,11 @@ from jaxtyping import Float, Int, UInt8
 
 from bench.errors import InputError, RoveError
 from bench.feed import pixels_digest
-from bench.records import digest_of
-from bench.store import sha256_of, write_atomic
+from bench.records import Cell, digest_of
+from bench.store import seal, set_aside, sha256_of, unseal, write_atomic
 
-_log = logging.getLogger("rove")
+EXAMPLES = "examples"
+Role = Literal["query", "gallery", "distractor", "both"]
 NO_IMAGES = np.empty((0, 0, 0, 3), np.uint8)
 NO_CAPTIONS = np.empty(0, np.int64)
 NO_VECTORS = np.empty((0, 0), np.float32)
@@ -103,12 +103,43 @@ def make_examples(
         path = folder / f"{number:05d}"
         batch = _read(path)
         if batch is None:
+            for damaged in files_of_batch(path):
+                set_aside(damaged, f"{damaged} is of a batch of examples that is damaged.")
             _write(path, attack(items, number))
             batch = _read(path)
         if batch is None:
             raise RoveError(f"{path} changed while it was written; is another process at work there?")
         done(len(items))
         yield batch
+
+
+def find_damaged(folder: Path) -> list[Path]:
+    """The batches that lie in `folder` and are not as they were written, as `files_of_batch` takes them."""
+    batches = sorted(path.with_suffix("") for path in folder.glob("*.npz"))
+    return [batch for batch in batches if _read(batch) is None]
+
+
+def files_of_batch(path: Path) -> list[Path]:
+    """The files of a finished batch, damaged or not; none where its last one is not there."""
+    files = [path.with_suffix(suffix) for suffix in (".npz", ".npy")]
+    return [file for file in files if file.exists()] if files[0].exists() else []
+
+
+def role_of(cell: Cell) -> Role:
+    """What the attacked items of a cell are in its retrieval."""
+    roles: dict[str, Role] = {"query": "query", "distractor": "distractor", "both": "both"}
+    return roles.get(cell.threat_model, "gallery")
+
+
+def slug_of(shift: str, role: Role, stage: str, seed: int) -> str:
+    """What the examples of an attack such as `pgd:2` are called."""
+    parts = (shift.replace(":", "-"), role, stage, f"seed-{seed}" if seed else "")
+    return "-".join(part for part in parts if part)
+
+
+def folder_name(collection: str, n_images: int, slug: str) -> str:
+    """Where in a run's examples those of that slug lie."""
+    return f"{collection.replace('/', '-')}-{n_images}-{slug}"
 
 
 def read_examples(folder: Path) -> list[Batch]:
@@ -153,7 +184,7 @@ def _stored(image_id: str, pixels: UInt8[np.ndarray, "height width 3"]) -> Store
 def _claim(folder: Path, key: str) -> None:
     """Leaves in `folder` only what was made under `key`."""
     path = folder / "key"
-    if path.is_file() and path.read_text() == key:
+    if path.is_file() and path.read_bytes() == key.encode():
         return
     for stale in folder.glob("*.np?"):
         stale.unlink()
@@ -175,25 +206,22 @@ def _write(path: Path, batch: Batch) -> None:
         unrounded=batch.unrounded,
         n_broken=np.array(batch.n_broken),
     )
-    data = buffer.getvalue()
-    write_atomic(path.with_suffix(".npz"), hashlib.sha256(data).digest() + data)
+    write_atomic(path.with_suffix(".npz"), seal(buffer.getvalue()))
 
 
 def _read(path: Path) -> Batch | None:
-    """A batch as `_write` left it; None if there is none, or if it is damaged, which is reported."""
+    """A batch as `_write` left it; None if there is none, or if it is damaged."""
     if not path.with_suffix(".npz").is_file():
         return None
-    contents = path.with_suffix(".npz").read_bytes()
-    digest, data = contents[:32], contents[32:]
-    if hashlib.sha256(data).digest() == digest:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            images = _read_images(path.with_suffix(".npy"), str(file["pixels"]))
-            texts = json.loads(file["texts"].tobytes())
-            if images is not None:
-                n_broken = int(file["n_broken"])
-                return Batch(file["items"], images, file["captions"], texts, file["unrounded"], n_broken)
-    _log.warning("%s is damaged: these examples are made again.", path)
-    return None
+    data = unseal(path.with_suffix(".npz").read_bytes())
+    if data is None:
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        images = _read_images(path.with_suffix(".npy"), str(file["pixels"]))
+        texts = json.loads(file["texts"].tobytes())
+        if images is None:
+            return None
+        return Batch(file["items"], images, file["captions"], texts, file["unrounded"], int(file["n_broken"]))
 
 
 def _read_images(path: Path, sha256: str) -> np.ndarray | None:

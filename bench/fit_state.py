@@ -1,8 +1,8 @@
 """What a fit keeps beside its output until that is finished: which fit it is, the latest checkpoint and the log.
 
 `.NAME.fit/` lies beside the output folder NAME. `key.json` holds every input that decides the weights; a checkpoint is
-read only by a fit of the same key. A checkpoint begins with a line that says how long the log was: a fit that goes on
-from it cuts the log there, so what it does again is not logged again.
+read only by a fit of the same key. A checkpoint is sealed, and begins with a line that says how long the log was: a fit
+that goes on from it cuts the log there, so what it does again is not logged again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import InputError, UsageError
-from bench.store import locked, replacing, write_atomic
+from bench.store import locked, seal, unseal, write_atomic
 
 LOG_FILE = "fit.jsonl"
 _KEY_FILE, _CHECKPOINT_FILE = "key.json", "checkpoint"
@@ -59,24 +59,21 @@ class FitState:
         """
         if not self.has_checkpoint:
             return None
-        try:
-            head, _, state = self._checkpoint.read_bytes().partition(b"\n")
-            facts = json.loads(head)
-            n_log_bytes, seconds = int(facts["log_bytes"]), float(facts["seconds"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{self._checkpoint} is damaged; fit again without --resume.") from None
-        if self.log.is_file() and self.log.stat().st_size > n_log_bytes:
-            os.truncate(self.log, n_log_bytes)
-        self._started = time.monotonic() - seconds
+        contents = unseal(self._checkpoint.read_bytes())
+        if contents is None:
+            raise InputError(f"{self._checkpoint} is damaged; fit again without --resume.")
+        head, _, state = contents.partition(b"\n")
+        facts = json.loads(head)
+        if self.log.is_file() and self.log.stat().st_size > facts["log_bytes"]:
+            os.truncate(self.log, facts["log_bytes"])
+        self._started = time.monotonic() - facts["seconds"]
         return state
 
     def write(self, state: bytes) -> None:
         """Keeps `state` in place of the one before; a crash leaves one of them whole."""
         n_log_bytes = self.log.stat().st_size if self.log.is_file() else 0
         head = json.dumps({"log_bytes": n_log_bytes, "seconds": round(self.seconds, 3)})
-        with replacing(self._checkpoint) as file:
-            file.write(f"{head}\n".encode())
-            file.write(state)
+        write_atomic(self._checkpoint, seal(f"{head}\n".encode(), state))
 
     def append(self, figures: Mapping[str, float]) -> None:
         """Logs figures as one line, with the seconds since the fit began; what is not finite becomes null."""

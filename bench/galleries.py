@@ -5,7 +5,6 @@ and what a second stage keeps of each image. All of it is cached under what deci
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,11 @@ from bench.evaluate import to_unit
 from bench.records import digest_of, estimate
 from bench.retrieval.costs import reset_peak
 from bench.retrieval.gallery import ExactBest, PaddedGallery, hardness
-from bench.retrieval.index import IndexFile, IndexSpec, build_index, check_fits, read_index_file
-from bench.retrieval.payload import Payload, open_payload, write_payload
+from bench.retrieval.index import IndexFile, IndexSpec, build_index, check_fits, recover_index
+from bench.retrieval.payload import Payload, open_payload, payload_sha256, write_payload
 from bench.shifted import source_digest
 from bench.stats import bootstrap, cluster_counts, cluster_sums, intervals
-from bench.store import cache_folder, locked, write_atomic
+from bench.store import cache_folder, locked, read_sealed, seal, set_aside, sha256_of, write_atomic
 from bench.timing_records import Gallery, Recall
 from bench.types import Collection
 
@@ -131,9 +130,9 @@ def find_index(
     gallery, queries = stand.gallery, stand.queries
     folder = cache_folder() / "indexes" / digest_of(_VERSION, gallery.identity, spec.factory, N_TRAINING)[:32]
     asked = digest_of(_VERSION, gallery.identity, _digest(queries.vectors), k)[:32]
-    answers = cache_folder() / "exact" / f"{asked}.npy"
+    answers = cache_folder() / "exact" / asked
     with locked(folder):
-        built = None if rebuild else read_index_file(folder)
+        built = None if rebuild else recover_index(folder)
         exact, best = _read_rows(answers, len(queries.vectors), k), ExactBest(queries.vectors, k)
         shards = gallery.shards() if exact is not None else _watched(gallery, best)
         if built is None:
@@ -152,10 +151,12 @@ def find_index(
 
 
 def find_payload(encoded: Encoded) -> Payload | None:
-    """The file of what the second stage keeps of every image; None without one."""
+    """The file of what the second stage keeps of every image, named by its sha256; None without a second stage."""
     if encoded.tokens is None:
         return None
-    path = cache_folder() / "payloads" / f"{_digest(encoded.tokens)[:32]}.npy"
+    path = cache_folder() / "payloads" / f"{payload_sha256(encoded.tokens)}.npy"
+    if path.is_file() and sha256_of(path) != path.stem:
+        set_aside(path, f"{path} does not have the sha256 that it is named by.")
     if not path.is_file():
         write_payload(path, encoded.tokens)
     return open_payload(path)
@@ -209,17 +210,12 @@ def _watched(gallery: PaddedGallery, best: ExactBest) -> Iterator[Float32[np.nda
 
 def _read_rows(path: Path, n_queries: int, k: int) -> Int[np.ndarray, "n_queries k"] | None:
     """Earlier answers; None if there are none that can be read whole."""
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (FileNotFoundError, ValueError, EOFError):
-        return None
-    return rows if rows.shape == (n_queries, k) and rows.dtype == np.int64 else None
+    data = read_sealed(path)
+    return None if data is None else np.frombuffer(data, np.int64).reshape(n_queries, k)
 
 
 def _write_rows(path: Path, rows: Int[np.ndarray, "n_queries k"]) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, rows.astype(np.int64))
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, seal(rows.astype(np.int64).tobytes()))
 
 
 def _digest(array: np.ndarray) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import multiprocessing
 import os
 import signal
@@ -58,11 +59,12 @@ from bench.shifted import (
     version_of,
     versions,
 )
-from bench.store import cache_folder, locked, sha256_of, write_atomic
+from bench.store import cache_folder, is_intact, locked, proof_of, sha256_of, write_atomic, write_with_proof
 from bench.types import Collection, Image
 from shifts.catalogue import Shift, find_missing, parse_shift
 from shifts.resources import find_missing_packages
 
+_log = logging.getLogger("rove")
 SHARD_IMAGES = 128
 _KINDS: Mapping[str, Any] = {
     "image": "images",
@@ -147,7 +149,7 @@ def generate(settings: GenerateSettings, output: Path, observer: GenerateObserve
 
 
 def fill(output: Path, plan: Plan, make: Callable[[], Iterable[Part]], skipped: Mapping[str, str]) -> GeneratedManifest:
-    """The data set in `output`, which is found whole, or else made: the manifest last.
+    """The data set in `output`, which is found whole, or else made, the manifest last; damaged files are set aside.
 
     Args:
         make: writes what is not there yet and gives all parts.
@@ -155,22 +157,45 @@ def fill(output: Path, plan: Plan, make: Callable[[], Iterable[Part]], skipped: 
 
     Raises:
         UsageError: `output` was begun from another plan, or another process writes to it.
-        InputError: what lies there is damaged.
     """
     with locked(output):
         _check_same_inputs(output, plan)
-        if (output / MANIFEST).exists():
-            manifest = verify_generated(output)
-        else:
-            for unfinished in output.rglob(".*.tmp"):
-                unfinished.unlink()  # a killed process was writing it
+        for unfinished in output.rglob(".*.tmp"):
+            unfinished.unlink()  # a killed process was writing it
+        manifest = _finished(output)
+        if manifest is None:
             write_atomic(output / PLAN, to_json(plan))
             manifest = GeneratedManifest(plan=plan, skipped=dict(skipped), parts=tuple(make()))
             write_atomic(output / CARD, make_card(manifest).encode())
             write_atomic(output / MANIFEST, to_json(manifest))
-            (output / PLAN).unlink()
+            _clear(output)
     (output / LOCK).unlink(missing_ok=True)
     return manifest
+
+
+def _finished(output: Path) -> GeneratedManifest | None:
+    """The manifest of a data set that is whole; a damaged one becomes unfinished, and keeps what is as it was."""
+    if not (output / MANIFEST).exists():
+        return None
+    _clear(output)
+    try:
+        return verify_generated(output)
+    except InputError as error:
+        _log.warning("%s What is damaged is made again.", error)
+    manifest = read_json(output / MANIFEST, GeneratedManifest)
+    for part in manifest.parts:
+        for name, digest in part.files.items():
+            write_atomic(proof_of(output / name), digest.encode())
+    write_atomic(output / PLAN, to_json(manifest.plan))
+    (output / MANIFEST).unlink()
+    return None
+
+
+def _clear(output: Path) -> None:
+    """Removes what only an unfinished data set has."""
+    (output / PLAN).unlink(missing_ok=True)
+    for proof in output.rglob(proof_of(Path("*.parquet")).name):
+        proof.unlink()
 
 
 def generate_again(
@@ -483,12 +508,12 @@ def _make(shard: _Shard) -> _Made:
     """The shard as it lies on disk, made if it is not there."""
     worker, kind = _worker(), _kind(shard.shift_id)
     path = worker.output / shard.path
-    if not path.exists():
+    if not is_intact(path):
         rows = _ROWS[kind](worker, shard)
         buffer = io.BytesIO()
         table = pa.Table.from_pylist(rows, schema=worker.schemas[kind])
         pq.write_table(table, buffer, compression="none" if "image" in table.column_names else "zstd")
-        write_atomic(path, buffer.getvalue())
+        write_with_proof(path, buffer.getvalue())
     try:
         names = [name for name in pq.read_schema(path).names if name != "image"]
         rows = pq.read_table(path, columns=names).to_pylist()

@@ -92,7 +92,8 @@ def verify_generated(folder: Path) -> GeneratedManifest:
         raise InputError(f"{folder} holds no {MANIFEST}; expected the --output of `rove generate`.")
     manifest = read_json(folder / MANIFEST, GeneratedManifest)
     expected = {name: digest for part in manifest.parts for name, digest in part.files.items()}
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    files = (path for path in folder.rglob("*") if not path.is_dir() and path.suffix != ".bad")  # those were set aside
+    present = {path.relative_to(folder).as_posix() for path in files}
     present -= {MANIFEST, CARD, LOCK}
     problems = [
         *_first("is missing", sorted(set(expected) - present)),

@@ -8,7 +8,6 @@ command goes on. Nothing in a record but its timing depends on when or how often
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import platform
 import shutil
@@ -21,13 +20,14 @@ from typing import Protocol
 
 import numpy as np
 
-from bench.attack import EXAMPLES, AttackScorer, n_attacked
-from bench.bundle import Results, read_results
+from bench.attack import AttackScorer, n_attacked
+from bench.bundle import Results, cell_files, read_record, read_results
 from bench.crafting import Crafter
 from bench.data.registry import load_collection
 from bench.embed import Embedded, Embedder
 from bench.errors import InputError, MissingError, SubmissionError, UsageError
 from bench.evaluate import Distractors, digest_vectors, evaluate
+from bench.examples import EXAMPLES
 from bench.records import (
     CLEAN,
     DONE,
@@ -53,7 +53,7 @@ from bench.shifted import (
     source_digest,
     version_of,
 )
-from bench.store import cache_folder, locked, sha256_of, write_atomic
+from bench.store import cache_folder, is_intact, locked, set_aside, sha256_of, write_atomic, write_with_proof
 from bench.submission import Submission
 from bench.suites import Suite
 from bench.types import Collection
@@ -63,7 +63,6 @@ from shifts.catalogue import parse_shift
 
 PROTOCOL_VERSION = 1
 RERANK_K = 20
-_log = logging.getLogger("rove")
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,7 @@ class _Runner:
             if record is None:
                 self._observer.cell_started(cell, self._work(cell, collection))
                 record = self._run(cell, key, collection, source)
-                write_atomic(self._path(cell, ".json"), to_json(record))
+                write_with_proof(cell_files(self._folder, cell)[0], to_json(record))
             self._observer.cell_finished(record, reused)
             yield record
 
@@ -268,7 +267,7 @@ class _Runner:
         except (MissingError, NotApplicable) as error:
             status = "skipped" if isinstance(error, NotApplicable) else "error"
             return blank.model_copy(update={"status": status, "reason": str(error)[:8000]})
-        path = self._path(cell, ".parquet")
+        path = cell_files(self._folder, cell)[1]
         write_atomic(path, evidence)
         timing = record.timing.model_copy(update={"wall_s": time.perf_counter() - started})
         return record.model_copy(update={"evidence_sha256": sha256_of(path), "timing": timing})
@@ -378,23 +377,19 @@ class _Runner:
 
     def _finished(self, cell: Cell, key: str) -> Record | None:
         """The record of a cell that needs nothing more; a damaged one is set aside."""
-        path = self._path(cell, ".json")
-        if self._settings.overwrite == "always" or not path.exists():
+        files = cell_files(self._folder, cell)
+        if self._settings.overwrite == "always" or not files[0].exists():
             return None
         try:
-            record = read_json(path, Record)
-            if record.status == "ok" and sha256_of(self._path(cell, ".parquet")) != record.evidence_sha256:
-                raise InputError(f"{self._path(cell, '.parquet')} does not have the sha256 that its record states.")
-        except (InputError, OSError) as error:
-            _log.warning("%s Set aside as .bad and computed again.", error)
-            path.replace(path.with_suffix(".bad"))
+            record = read_record(self._folder, cell)
+        except InputError as error:
+            for path in files:
+                if path.exists():
+                    set_aside(path, str(error))
             return None
         if record.status not in DONE and self._settings.overwrite == "missing":
             return None
         return record if record.key == key else None
-
-    def _path(self, cell: Cell, suffix: str) -> Path:
-        return self._folder / "cells" / f"{cell.slug}{suffix}"
 
     def _work(self, cell: Cell, collection: Collection) -> int:
         if cell.is_attack:
@@ -478,9 +473,14 @@ def _limited(collection: Collection, limit: int | None) -> Collection:
 
 
 def _claim(folder: Path, manifest: RunManifest, settings: RunSettings) -> RunManifest:
-    """The manifest of the run that goes on in `folder`, or `manifest`, written there, where a new one begins."""
+    """The manifest of the run that goes on in `folder`, or `manifest`, written there, where a new one begins.
+
+    Of a run whose manifest was damaged the records stay: by its key each tells what it was scored on.
+    """
     path = folder / "run.json"
-    if path.exists() and settings.overwrite != "always":
+    if path.exists() and settings.overwrite == "always":
+        shutil.rmtree(folder / "cells", ignore_errors=True)
+    elif is_intact(path):
         earlier = read_json(path, RunManifest)
         changed = _difference(earlier, manifest)
         changed += ["rerank_k"] if earlier.rerank_k not in (None, settings.rerank_k) else []
@@ -490,8 +490,7 @@ def _claim(folder: Path, manifest: RunManifest, settings: RunSettings) -> RunMan
                 "Choose another --output, or --overwrite always to replace it."
             )
         return earlier
-    shutil.rmtree(folder / "cells", ignore_errors=True)
-    write_atomic(path, to_json(manifest))
+    write_with_proof(path, to_json(manifest))
     return manifest
 
 
@@ -509,7 +508,7 @@ def _add_loaded(folder: Path, manifest: RunManifest, loaded: Loaded, settings: R
     manifest = manifest.model_copy(
         update={"weights_sha256": loaded.weights_sha256, "parameters": counted, "rerank_k": rerank_k}
     )
-    write_atomic(folder / "run.json", to_json(manifest))
+    write_with_proof(folder / "run.json", to_json(manifest))
     return manifest
 
 

@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 
 from bench.errors import RoveError
 from bench.records import digest_of
-from bench.store import write_atomic
+from bench.store import read_sealed, seal, write_atomic
 from bench.types import Collection, Image
 from shifts.canvas import canonical_canvas
 from shifts.catalogue import Shift, apply_shift, shift_captions
@@ -147,13 +147,14 @@ def reword(change: Change, collection: Collection, folder: Path) -> Rewording:
     captions, ids = list(collection.captions), caption_ids(collection)
     if change.shift.family == "typo":
         return _rewording(captions, _shift_all(change, captions, ids))
-    path = folder / "captions" / digest_of(_CACHE_VERSION, change.identity, versions(), captions, ids)
-    if path.exists():
-        return _rewording(captions, json.loads(path.read_text(encoding="utf-8")))
+    path = folder / "rewordings" / digest_of(_CACHE_VERSION, change.identity, versions(), captions, ids)
+    cached = read_sealed(path)
+    if cached is not None:
+        return _rewording(captions, json.loads(cached))
     make = _paraphrase if change.shift.family == "sentence" else _shift_all
     reworded = make(change, captions, ids)
     with contextlib.suppress(RoveError):  # a full cache costs time, never the result
-        write_atomic(path, json.dumps(reworded).encode())
+        write_atomic(path, seal(json.dumps(reworded).encode()))
     return _rewording(captions, reworded)
 
 

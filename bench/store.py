@@ -1,18 +1,23 @@
-"""Writing files so that a crash leaves the old one or the new one, never a part."""
+"""Writing files so that a crash leaves the old one or the new one, never a part, and reading them so that a changed bit
+is noticed: files of a cache are sealed, those whose bytes others read as they are have their proof beside them.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import hashlib
+import itertools
+import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from bench.errors import RoveError, UsageError
+from bench.errors import InputError, RoveError, UsageError
+
+_log = logging.getLogger("rove")
 
 
 def sha256_of(path: Path) -> str:
@@ -35,6 +40,8 @@ def write_atomic(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path` to fill; flushed to disk and renamed over it when the block ends without an error.
 
+    It is held until then, so that what a killed process left can be told from what is being written.
+
     Raises:
         RoveError: the disk is full, the folder read-only, or the like; what was at `path` is untouched.
     """
@@ -43,6 +50,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
+            with contextlib.suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -51,12 +60,102 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         _flush_folder(path.parent)
     except OSError as error:
         raise RoveError(
-            f"cannot write {path}: {error.strerror}. Earlier files are intact; free space or choose --output."
+            f"cannot write {path}: {error.strerror or error}. Earlier files are intact; free space or choose --output."
         ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+
+
+def seal(*parts: bytes) -> bytes:
+    """The parts in one, behind their sha256."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return b"".join((digest.digest(), *parts))
+
+
+def unseal(contents: bytes) -> bytes | None:
+    """What was sealed; None if `contents` is not as `seal` left it."""
+    digest, data = contents[:32], contents[32:]
+    return data if hashlib.sha256(data).digest() == digest else None
+
+
+def read_sealed(path: Path) -> bytes | None:
+    """The data of a sealed file; None if there is none that can be read whole. A damaged one is set aside."""
+    try:
+        contents = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _log.warning("%s cannot be read and is made again: %s.", path, error.strerror)
+        return None
+    data = unseal(contents)
+    if data is None:
+        with contextlib.suppress(OSError):
+            set_aside(path, f"{path} does not have the sha256 that it begins with.")
+    return data
+
+
+def set_aside(path: Path, problem: str) -> None:
+    """Renames a damaged file to NAME.bad, or to NAME.2.bad where there is one already, and logs why."""
+    places = (path.with_name(f"{path.name}{'' if n == 1 else f'.{n}'}.bad") for n in itertools.count(1))
+    target = next(place for place in places if not place.exists())
+    _log.warning("%s It is set aside as %s, and made again when it is needed.", problem, target.name)
+    path.rename(target)
+
+
+def write_with_proof(path: Path, data: bytes) -> None:
+    """Writes `data` as `write_atomic` does, for a file whose bytes are its own: its sha256 lies beside it.
+
+    The proof is written first, and names what was there before too: whichever a crash leaves is proven.
+
+    Raises:
+        RoveError: as `write_atomic`.
+    """
+    earlier = [sha256_of(path)] if path.is_file() else []
+    write_atomic(proof_of(path), "\n".join([hashlib.sha256(data).hexdigest(), *earlier]).encode())
+    write_atomic(path, data)
+
+
+def proof_of(path: Path) -> Path:
+    """Where the sha256 of a file lies that was written with its proof."""
+    return path.with_name(f".{path.name}.sha256")
+
+
+def check_proof(path: Path) -> None:
+    """Nothing, if a file is as it was written, or if it has no proof.
+
+    Raises:
+        InputError: it is not.
+    """
+    proof = proof_of(path)
+    if proof.is_file() and sha256_of(path).encode() not in proof.read_bytes().split():
+        raise InputError(f"{path} has changed since it was written: its sha256 is not the one in {proof.name}.")
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a file is there and as it was written; one that has changed is set aside."""
+    try:
+        check_proof(path)
+    except FileNotFoundError:
+        return False
+    except InputError as error:
+        set_aside(path, str(error))
+    return path.is_file()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a file: what `replacing` fills, or the `.lock` of a folder; True where none can tell."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -82,8 +181,9 @@ def new_folder(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
         unfinished.mkdir()
         yield unfinished
         if output.exists():
-            shutil.rmtree(output)
+            output.rename(Path(folder) / "earlier")
         unfinished.rename(output)
+        _flush_folder(output.parent)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ hits, from which two submissions are compared.
 from __future__ import annotations
 
 import io
-import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from bench.bundle import Results, check_files, validate_bundle
 from bench.errors import InputError
@@ -42,7 +41,7 @@ from bench.records import (
     read_json,
 )
 from bench.stats import bootstrap, cluster_counts, cluster_sums, interval
-from bench.store import cache_folder, write_atomic
+from bench.store import cache_folder, read_sealed, seal, write_atomic
 from bench.summary import (
     Candidates,
     Replicated,
@@ -233,7 +232,7 @@ def read_reference(folder: Path) -> Reference:
 def _cache_file(bundle_sha256: str, reference_sha256: str, lock: Lock | None) -> Path:
     """Where the entry of a bundle is kept, beside a reference ("" without one) and under a lock."""
     key = digest_of("entry", VERSION, bundle_sha256, reference_sha256, lock.model_dump() if lock else None)
-    return cache_folder() / "entries" / f"{key}.npz"
+    return cache_folder() / "entries" / key
 
 
 def summarise_bundle(results: Results, bundle_sha256: str, reference: Reference | None = None) -> Summarised:
@@ -430,7 +429,7 @@ def _as_bytes(counts: Float[np.ndarray, " n_images"]) -> bytes:
 
 
 def _pack(summarised: Summarised) -> bytes:
-    """All of it in one npz file, whose members carry checksums."""
+    """All of it in one sealed npz file."""
     entry, resamples, hits = summarised
     buffer = io.BytesIO()
     np.savez(
@@ -446,7 +445,7 @@ def _pack(summarised: Summarised) -> bytes:
         hits=_to_array(hits.hits),
         queries=_to_array(hits.queries),
     )
-    return buffer.getvalue()
+    return seal(buffer.getvalue())
 
 
 def _to_array(data: bytes) -> UInt8[np.ndarray, " n_bytes"]:
@@ -455,18 +454,18 @@ def _to_array(data: bytes) -> UInt8[np.ndarray, " n_bytes"]:
 
 def _from_cache(path: Path) -> Summarised | None:
     """None if there is none, or it is damaged: then it is computed again."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as tables:
-            return Summarised(
-                Entry.model_validate_json(zlib.decompress(tables["entry"].tobytes())),
-                Resamples(tables["r1"], tables["lost"], tables["clean"]),
-                Hits(
-                    names=tuple(tables["names"].tolist()),
-                    items=tuple(tables["items"].tolist()),
-                    n_images=tuple(tables["n_images"].tolist()),
-                    hits=tables["hits"].tobytes(),
-                    queries=tables["queries"].tobytes(),
-                ),
-            )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, ValidationError):
+    data = read_sealed(path)
+    if data is None:
         return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as tables:
+        return Summarised(
+            Entry.model_validate_json(zlib.decompress(tables["entry"].tobytes())),
+            Resamples(tables["r1"], tables["lost"], tables["clean"]),
+            Hits(
+                names=tuple(tables["names"].tolist()),
+                items=tuple(tables["items"].tolist()),
+                n_images=tuple(tables["n_images"].tolist()),
+                hits=tables["hits"].tobytes(),
+                queries=tables["queries"].tobytes(),
+            ),
+        )

@@ -234,9 +234,9 @@ def _sweep(
 
 def _write(record: BaseModel, path: Path) -> None:
     from bench.records import to_json
-    from bench.store import write_atomic
+    from bench.store import write_with_proof
 
-    write_atomic(path, to_json(record))
+    write_with_proof(path, to_json(record))
 
 
 def _finish(record: BaseModel, path: Path, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 from pydantic import Field
 
 from bench.errors import InputError, RoveError
-from bench.records import Finite, Line, Sha256, Strict, read_json, to_json
+from bench.records import Finite, Line, Sha256, Strict, to_json
 from bench.retrieval.costs import harness_peak_bytes
 from bench.retrieval.index_device import move_to_gpu, parse_device
 from bench.retrieval.index_size import check_fits, estimate_bytes
@@ -32,7 +32,7 @@ from bench.retrieval.index_spec import (
     say_briefly,
 )
 from bench.retrieval.page_cache import drop_from_page_cache, read_into_page_cache
-from bench.store import sha256_of, write_atomic
+from bench.store import read_sealed, seal, set_aside, sha256_of, write_atomic
 
 __all__ = [
     "IndexFile",
@@ -46,10 +46,11 @@ __all__ = [
     "open_index",
     "parse_index",
     "read_index_file",
+    "recover_index",
 ]
 
 _INDEX = "index.faiss"
-_FACTS = "index.json"
+_FACTS = "index.facts"
 _ANY_DIM = 7680
 """Of all dimensions: one that product codes of most sizes divide."""
 _REMEDY = "Build it again with --rebuild."
@@ -88,7 +89,7 @@ def build_index(
     n_items: int,
     folder: Path,
 ) -> IndexFile:
-    """Trains an index, adds the gallery shard by shard, and writes `index.faiss` and then `index.json` to `folder`.
+    """Trains an index, adds the gallery shard by shard, and writes `index.faiss` and then `index.facts` to `folder`.
 
     The codes are held once. Whatever happens before the end, `folder` holds no index that opens; one process at a time
     may build there.
@@ -123,17 +124,28 @@ def build_index(
         peak_bytes=harness_peak_bytes(),
         faiss=load_faiss().__version__,
     )
-    write_atomic(folder / _FACTS, to_json(facts))
+    write_atomic(folder / _FACTS, seal(to_json(facts)))
     return facts
 
 
 def read_index_file(folder: Path) -> IndexFile | None:
-    """What is known of the index in `folder`; None if none was finished there.
+    """What is known of the index in `folder`; None if none was finished there, or if that is damaged."""
+    data = read_sealed(folder / _FACTS)
+    return None if data is None else IndexFile.model_validate_json(data)
 
-    Raises:
-        InputError: it is not as it was written.
-    """
-    return read_json(folder / _FACTS, IndexFile) if (folder / _FACTS).exists() else None
+
+def recover_index(folder: Path) -> IndexFile | None:
+    """What is known of the index in `folder`, if its file is as it was written; a damaged one is set aside."""
+    facts = read_index_file(folder)
+    try:
+        if facts is not None:
+            _check_file(folder / _INDEX, facts)
+    except InputError as error:
+        for path in (folder / _FACTS, folder / _INDEX):
+            if path.exists():
+                set_aside(path, str(error))
+        return None
+    return facts
 
 
 class Found(NamedTuple):

@@ -4,7 +4,10 @@ that anything can read it.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -29,16 +32,17 @@ def write_payload(path: Path, tokens: Float[np.ndarray, "n_items ..."]) -> None:
         InputError: dtype or shape do not fit, or a value is not finite as float16; the message names the item.
         RoveError: the file cannot be written.
     """
-    if tokens.dtype not in (np.float16, np.float32) or tokens.ndim < 2 or not tokens.size:
-        raise InputError(
-            f"tokens are {tokens.dtype} {tokens.shape}; expected float16 or float32 (n_items, ...), not empty."
-        )
-    header = {"descr": "<f2", "fortran_order": False, "shape": tokens.shape}
     with replacing(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        n_chunk = max(1, CHUNK_BYTES // (tokens.nbytes // len(tokens)))
-        for start in range(0, len(tokens), n_chunk):
-            file.write(_halve(tokens[start : start + n_chunk], start).data)
+        for chunk in _iterate_chunks(tokens):
+            file.write(chunk)
+
+
+def payload_sha256(tokens: Float[np.ndarray, "n_items ..."]) -> str:
+    """The sha256 that the file of these tokens has; raises as `write_payload`."""
+    digest = hashlib.sha256()
+    for chunk in _iterate_chunks(tokens):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 class Payload:
@@ -121,6 +125,20 @@ def open_payload(path: Path) -> Payload:
     if found != expected or not tokens.flags.c_contiguous:
         raise InputError(f"{path} has {found:,} bytes; expected {expected:,} for {tokens.shape}. {remedy}")
     return Payload(path, tokens)
+
+
+def _iterate_chunks(tokens: Float[np.ndarray, "n_items ..."]) -> Iterator[bytes | memoryview]:
+    """The file's bytes, a part at a time."""
+    if tokens.dtype not in (np.float16, np.float32) or tokens.ndim < 2 or not tokens.size:
+        raise InputError(
+            f"tokens are {tokens.dtype} {tokens.shape}; expected float16 or float32 (n_items, ...), not empty."
+        )
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f2", "fortran_order": False, "shape": tokens.shape})
+    yield header.getvalue()
+    n_chunk = max(1, CHUNK_BYTES // (tokens.nbytes // len(tokens)))
+    for start in range(0, len(tokens), n_chunk):
+        yield _halve(tokens[start : start + n_chunk], start).data
 
 
 def _halve(tokens: Float[np.ndarray, "n_chunk ..."], first: int) -> Float16[np.ndarray, "n_chunk ..."]:

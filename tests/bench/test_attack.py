@@ -17,10 +17,12 @@ from observers import Silent
 
 from bench.bundle import make_bundle, read_results, validate_bundle, verify_record
 from bench.data.registry import load_collection
+from bench.doctor import diagnose_run
 from bench.errors import InputError, UsageError
 from bench.examples import read_examples
 from bench.records import Record
 from bench.run import RunResult, RunSettings, run_suite, transfer_suite
+from bench.store import proof_of
 from bench.submission import Submission, find_submission
 from bench.suites import Suite, read_suite
 from bench.summary import summarise_run, transfer_matrix
@@ -208,8 +210,57 @@ def test_damaged_examples_are_made_again(
     path.write_bytes(raw)
     (output / "cells" / "scenes-test-pgd-8-query.json").unlink()
     run_suite(soft, suite, RunSettings(output=output, batch_size=BATCH), Silent())
-    assert "made again" in caplog.text
+    assert "00001.npy.bad, and made again" in caplog.text
     assert contents(output) == contents(attacked.folder)
+
+
+def test_a_doctor_sets_damaged_examples_aside_with_the_cells_that_were_scored_on_them(
+    attacked: RunResult, soft: Submission, suite: Suite, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(attacked.folder, output)
+    assert not diagnose_run(output, repair=False).found
+    examples = output / "examples"
+    for name in ("scenes-test-12-pgd-8-gallery/00002.npz", "scenes-test-12-examination-texts"):
+        flip(examples / name)
+    diagnosis = diagnose_run(output, repair=True)
+    assert {finding.kind for finding in diagnosis.found} == {"damaged"}
+    assert {finding.kind for finding in diagnosis.left} == {"missing"}
+    assert (examples / "scenes-test-12-pgd-8-gallery/00002.npy.bad").exists()
+    observer = Silent()
+    run_suite(soft, suite, RunSettings(output=output, batch_size=BATCH), observer)
+    assert observer.scored == [f"scenes/test pgd:8 {name}" for name in ("gallery_target", "gallery_all")]
+    assert contents(output) == contents(attacked.folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"),
+    [
+        ("12-crops/00000.npy", {"query", "gallery_target", "gallery_all", "distractor"}),
+        ("beside-12-crops/00001.npz", {"distractor"}),
+        ("12-pgd-8-query/00000.npy", {"query"}),
+        ("12-typo_greedy-1-gallery/00000.npz", {"gallery_target"}),
+        ("12-examination-images", set()),
+    ],
+)
+def test_a_doctor_finds_a_flipped_bit_in_any_of_the_examples(
+    name: str, cells: set[str], attacked: RunResult, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(attacked.folder, output)
+    path = output / "examples" / f"scenes-test-{name}"
+    flip(path)
+    (finding,) = diagnose_run(output, repair=False).found
+    assert finding.kind == "damaged"
+    assert path in finding.files
+    scored = {file.stem.rpartition("-")[2] for file in finding.files if file.parent.name == "cells"}
+    assert scored == cells
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
 
 
 def test_without_a_gradient_only_black_boxes_run_and_the_record_says_so(
@@ -279,6 +330,9 @@ def test_a_bundle_that_claims_another_success_is_refused(attacked: RunResult, tm
     record = json.loads(path.read_text())
     record["attack"]["asr"]["t2i"]["asr_hits@1"]["value"] = 0.0
     path.write_text(json.dumps(record))
+    with pytest.raises(InputError, match="has changed since it was written"):
+        make_bundle(run, tmp_path / "bundle", overwrite=False)
+    proof_of(path).unlink()
     bundle = make_bundle(run, tmp_path / "bundle", overwrite=False)
     with pytest.raises(InputError, match="asr_hits@1"):
         validate_bundle(bundle)

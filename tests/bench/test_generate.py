@@ -23,6 +23,7 @@ from bench.generate import GenerateSettings, estimate_size, generate, generate_a
 from bench.generated import verify_generated
 from bench.run import RunResult
 from bench.shifted import Change, caption_ids, find_partners
+from bench.store import proof_of
 from shifts.canvas import canonical_canvas
 from shifts.catalogue import apply_shift, parse_shift
 
@@ -225,6 +226,35 @@ def test_a_changed_copy_is_found_out(made: Path, tmp_path: Path, damage: str) ->
     words = {"flip": "does not have the sha256", "remove": "is missing", "add": "does not belong"}
     with pytest.raises(InputError, match=words[damage]):
         verify_generated(copy)
+
+
+def test_what_is_damaged_is_set_aside_and_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    asked = settings("gaussian_noise:1", "negative:1", limit=4, workers=1)
+    generate(asked, folder, Counted())
+    whole = file_digests(folder)
+    flipped, removed = (folder / "data" / name / "00000.parquet" for name in ("gaussian_noise-1", "negative-1"))
+    data = bytearray(flipped.read_bytes())
+    data[len(data) // 2] ^= 1
+    flipped.write_bytes(data)
+    removed.unlink()
+    generate(asked, folder, Counted())
+    aside = flipped.with_name("00000.parquet.bad")
+    assert aside.read_bytes() == data
+    assert {name: digest for name, digest in file_digests(folder).items() if not name.endswith(".bad")} == whole
+    verify_generated(folder)
+
+
+def test_killed_behind_its_manifest_it_is_finished_by_the_same_command(made: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    plan = json.loads((copy / "manifest.json").read_text())["plan"]
+    (copy / "plan.json").write_text(json.dumps(plan))
+    proof_of(copy / "data" / "gaussian_noise-5" / "00000.parquet").write_text("0" * 64)
+    counted = Counted()
+    generate(settings(*IDS), copy, counted)
+    assert counted.rows == 0
+    assert file_digests(copy) == file_digests(made)
 
 
 def photo_folder(folder: Path, n_images: int = 6) -> Path:

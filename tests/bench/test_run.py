@@ -148,8 +148,9 @@ def test_damage_is_set_aside_and_repaired(
     run_suite(colours, suite, RunSettings(output=copy, batch_size=16), observer)
     assert observer.scored == [clean.id, noisy.id]
     assert records_but_timing(copy) == records_but_timing(finished_run.folder)
-    assert record.with_suffix(".bad").exists()
-    assert "Set aside" in caplog.text
+    for path in (evidence, evidence.with_suffix(".json"), record):
+        assert path.with_name(f"{path.name}.bad").exists()
+    assert "set aside" in caplog.text
 
 
 def test_a_folder_of_other_inputs_is_not_written_to(finished_run: RunResult, suite: Suite, toys: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from bench import galleries
 from bench.cli.timing import parse_count
-from bench.errors import InputError, ProtocolError, UsageError
+from bench.doctor import diagnose_cache
+from bench.errors import ProtocolError, UsageError
 from bench.records import read_json, to_json
 from bench.retrieval import latency
 from bench.submission import find_submission
@@ -99,14 +100,25 @@ def test_measuring_again_builds_nothing_again(colours, monkeypatch):
         time_submission(colours, settings(n_items=2_000, factory="IVF16,Flat", rebuild=True), silent)
 
 
-def test_truncated_index_is_refused_until_it_is_rebuilt(colours, tmp_path):
-    changes = {"n_items": 2_000, "factory": "IVF16,Flat"}
-    time_submission(colours, settings(**changes), silent)
-    (file,) = (tmp_path / "cache" / "indexes").rglob("index.faiss")
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(InputError, match="--rebuild"):
-        time_submission(colours, settings(**changes), silent)
-    time_submission(colours, settings(**changes, rebuild=True), silent)
+def test_every_cached_file_that_is_damaged_is_found_and_made_again(two_stage, tmp_path, caplog):
+    changes = {"n_items": 2_000, "factory": "IVF16,Flat", "rerank_k": 5}
+    first = time_submission(two_stage, settings(**changes), silent)
+    assert not diagnose_cache(repair=False).found
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != ".lock"]
+    assert {path.parts[len(tmp_path.parts) + 1] for path in files} == {"embeddings", "indexes", "exact", "payloads"}
+    for path in files:
+        flip(path)
+    assert {path for finding in diagnose_cache(repair=False).found for path in finding.files} == set(files)
+    again = time_submission(two_stage, settings(**changes), silent)
+    assert all(f"{path.name}.bad" in caplog.text for path in files if path.name != "index.faiss")
+    assert not diagnose_cache(repair=False).found
+    assert (again.index.sha256, again.recall, again.gallery) == (first.index.sha256, first.recall, first.gallery)
+
+
+def flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
 
 
 def test_gallery_smaller_than_the_collection_is_refused(colours):

@@ -25,6 +25,7 @@ from bench.retrieval.index import (
     open_index,
     parse_index,
     read_index_file,
+    recover_index,
 )
 from bench.retrieval.index_device import find_gpu_problem, needs_float16_tables
 from bench.retrieval.index_size import available_memory
@@ -237,7 +238,7 @@ def test_what_is_known_of_an_index_is_kept(vectors: np.ndarray, tmp_path: Path) 
     assert read_index_file(tmp_path) == facts
     assert (facts.factory, facts.n_items, facts.dim, facts.faiss) == ("IVF32,PQ32", N_ITEMS, DIM, faiss.__version__)
     assert facts.n_bytes == (tmp_path / "index.faiss").stat().st_size
-    assert sorted(os.listdir(tmp_path)) == ["index.faiss", "index.json"]
+    assert sorted(os.listdir(tmp_path)) == ["index.facts", "index.faiss"]
     searcher = open_index(tmp_path, spec.search)
     assert (searcher.n_items, searcher.dim, searcher.n_bytes) == (N_ITEMS, DIM, facts.n_bytes)
 
@@ -270,6 +271,22 @@ def test_a_damaged_file_does_not_open(vectors: np.ndarray, tmp_path: Path, how: 
 
     with pytest.raises(InputError, match=rf"index\.faiss has .*{says}.*--rebuild"):
         open_index(tmp_path, {})
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "index.facts"])
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_a_damaged_index_is_set_aside(
+    vectors: np.ndarray, tmp_path: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    build("SQ8", vectors, tmp_path)
+    assert recover_index(tmp_path) == read_index_file(tmp_path)
+    spoil(tmp_path / name, how)
+
+    assert recover_index(tmp_path) is None
+
+    assert (tmp_path / f"{name}.bad").exists()
+    assert f"set aside as {name}.bad" in caplog.text
+    assert read_index_file(tmp_path) is None
 
 
 def test_a_folder_without_an_index_does_not_open(tmp_path: Path) -> None:
