@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from bench.cli import catalogue, generating, leaderboard, publishing, recommending, scoring, submitting, timing
+from bench.cli import (
+    catalogue,
+    generating,
+    leaderboard,
+    publishing,
+    recommending,
+    reproducing,
+    scoring,
+    submitting,
+    timing,
+)
 from bench.cli.console import print_error
 from bench.errors import InputError, RoveError
 
@@ -23,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help texts have brackets of their own
 )
-for room in (catalogue, submitting, scoring, timing, generating, recommending, leaderboard, publishing):
+for room in (catalogue, submitting, scoring, reproducing, timing, generating, recommending, leaderboard, publishing):
     room.register(app)
 
 
