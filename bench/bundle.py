@@ -297,6 +297,23 @@ def validate_bundle(folder: Path) -> Results:
     return results
 
 
+def read_verified(folder: Path) -> Results:
+    """The results of a valid bundle, or of a run that is complete and whose every metric follows from its evidence.
+
+    Raises:
+        InputError: something does not hold; the message names file and field.
+        IncompleteError: a cell is missing or failed.
+    """
+    if (folder / INDEX).is_file():
+        return validate_bundle(folder)
+    results = read_results(folder)
+    check_complete(results)
+    for record in results.records:
+        if record.status == "ok":
+            verify_record(results, record)
+    return results
+
+
 def verify_record(results: Results, record: Record) -> Pairs:
     """What a record's evidence counts as right, after its metrics have been recomputed from it.
 

@@ -71,6 +71,7 @@ class RunSettings:
 
     Args:
         source: the folder of another run, whose attacked items are scored; `suite` is then `transfer_suite` of it.
+        cache: the folder of embeddings and reworded captions; None for the user's.
         rerank_k: how many items of each query a second stage orders, if the submission has one; None for what its
             manifest says, or RERANK_K.
     """
@@ -83,6 +84,7 @@ class RunSettings:
     overwrite: str = "missing"
     command: str = ""
     source: Path | None = None
+    cache: Path | None = None
     rerank_k: int | None = None
 
 
@@ -123,9 +125,10 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
     if submission.is_folder and submission.folder in folder.resolve().parents:
         raise UsageError(f"{folder} lies inside the submission, which it would change; choose another --output.")
     surroundings = surroundings_of(manifest.environment)
+    cache = settings.cache or cache_folder()
     with (
         locked(folder),
-        Embedder(submission, settings.worker, cache_folder(), settings.batch_size, surroundings) as embedder,
+        Embedder(submission, settings.worker, cache, settings.batch_size, surroundings) as embedder,
         closing(Crafter(submission, settings.worker, settings.batch_size, folder / EXAMPLES, surroundings)) as crafter,
     ):
         manifest = _claim(folder, manifest, settings)
@@ -344,7 +347,7 @@ class _Runner:
         return self._embedder.texts(list(captions), self._observer.items_encoded)
 
     def _reword(self, change: Change, collection: Collection) -> Rewording:
-        return reword(change, collection, cache_folder())
+        return reword(change, collection, self._settings.cache or cache_folder())
 
     def _collection(self, cell: Cell) -> tuple[Collection, str]:
         """The images and captions that a cell is scored on, and their digest."""
@@ -482,7 +485,7 @@ def _claim(folder: Path, manifest: RunManifest, settings: RunSettings) -> RunMan
         shutil.rmtree(folder / "cells", ignore_errors=True)
     elif is_intact(path):
         earlier = read_json(path, RunManifest)
-        changed = _difference(earlier, manifest)
+        changed = list_changes(earlier, manifest)
         changed += ["rerank_k"] if earlier.rerank_k not in (None, settings.rerank_k) else []
         if changed:
             raise UsageError(
@@ -520,7 +523,8 @@ def surroundings_of(environment: Environment) -> dict[str, str]:
     return {**environment.versions, "processor": environment.processor}
 
 
-def _difference(earlier: RunManifest, now: RunManifest) -> list[str]:
+def list_changes(earlier: RunManifest, now: RunManifest) -> list[str]:
+    """Names of the settings, and of the surroundings, in which two runs of a submission are not alike."""
     changed = [name for name in _IDENTITY if getattr(earlier, name) != getattr(now, name)]
     versions = surroundings_of(earlier.environment), surroundings_of(now.environment)
     return changed + [

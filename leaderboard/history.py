@@ -131,6 +131,28 @@ def add_bundle(bundle: Path, root: Path, reason: str, today: datetime.date) -> P
     return target
 
 
+def describe_reproduction(bundle: Path, cells: int, machine: str, reason: str, today: datetime.date) -> Change | None:
+    """The line for a revision of the tree that was run again, for a maintainer to append; None of another bundle."""
+    folder = bundle.resolve()
+    found = _REVISION.fullmatch(folder.name)
+    if found is None or not (folder.parent / CHANGES).is_file():
+        return None
+    return Change(
+        revision=int(found[1]),
+        event="reproduced",
+        bundle_sha256=sha256_of(folder / INDEX),
+        date=today,
+        reason=reason,
+        cells=cells,
+        machine=machine,
+    )
+
+
+def to_line(change: Change) -> str:
+    """A change as it stands in `changes.jsonl`, without the line break."""
+    return json.dumps(change.model_dump(mode="json", exclude_none=True))
+
+
 def check_addition(base: Path, proposed: Path) -> Revision:
     """The one revision that a proposed tree has and `base` has not, if nothing else differs between them.
 
@@ -321,8 +343,7 @@ def _next_change(bundle: Path, revisions: Sequence[Revision], reason: str, today
 
 
 def _append(path: Path, change: Change) -> None:
-    line = json.dumps(change.model_dump(mode="json", exclude_none=True)) + "\n"
-    write_atomic(path, (path.read_bytes() if path.exists() else b"") + line.encode())
+    write_atomic(path, (path.read_bytes() if path.exists() else b"") + f"{to_line(change)}\n".encode())
 
 
 def _clear_unfinished(place: Path) -> None:

@@ -18,6 +18,7 @@ from bench.cli import (
     publishing,
     recommending,
     repairing,
+    reproducing,
     scoring,
     submitting,
     timing,
@@ -33,7 +34,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # help texts have brackets of their own
 )
-for room in (catalogue, submitting, scoring, repairing, timing, generating, recommending, leaderboard, publishing):
+for room in (
+    catalogue,
+    submitting,
+    scoring,
+    repairing,
+    reproducing,
+    timing,
+    generating,
+    recommending,
+    leaderboard,
+    publishing,
+):
     room.register(app)
 
 

@@ -18,15 +18,10 @@ Folder = Annotated[Path, typer.Argument(help="A run's folder or a bundle.", exis
 
 def score(run: Folder, as_json: Json = False) -> None:
     """Recompute every figure of a run from its per-query evidence, and sum it up."""
-    from bench.bundle import check_complete, read_results, verify_record
+    from bench.bundle import read_verified
     from bench.summary import summarise
 
-    results = read_results(run)
-    check_complete(results)
-    for record in results.records:
-        if record.status == "ok":
-            verify_record(results, record)
-    summary = summarise(results)
+    summary = summarise(read_verified(run))
     if as_json:
         print_json(summary.as_dict())
         return
