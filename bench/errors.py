@@ -18,10 +18,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+
+_MOST_NAMES, _LONGEST_NAME = 1_000, 200
 
 
 class RoveError(Exception):
@@ -77,9 +81,10 @@ class IncompleteError(RoveError):
 
 def unknown_name(kind: str, name: str, known: Iterable[str], list_command: str) -> UsageError:
     """An error for `name` that offers the nearest known one and the command that lists them all."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:_LONGEST_NAME], islice(known, _MOST_NAMES), n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return UsageError(f"unknown {kind} '{name}'.{hint} `{list_command}` shows what there is.")
+    shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+    return UsageError(f"unknown {kind} '{shown}'.{hint} `{list_command}` shows what there is.")
 
 
 def describe_validation(error: ValidationError) -> str:

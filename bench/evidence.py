@@ -21,7 +21,7 @@ from jaxtyping import Int
 from bench.errors import InputError
 from bench.metrics import Ranks
 from bench.parquet_pages import Pages, check_footer, measure_pages
-from bench.records import without_control
+from bench.records import read_plain, without_control
 from bench.types import Direction
 
 MAX_BYTES = 64 << 20
@@ -98,10 +98,7 @@ def read_evidence(path: Path, max_rows: int = MAX_ROWS) -> dict[str, Evidence]:
         InputError: the file is missing, too large, not such a file, or its ranks are impossible; names the file.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES} bytes; expected the evidence of one cell.")
+        raw = read_plain(path, MAX_BYTES)
         check_footer(raw)
         source = pq.ParquetFile(
             pa.BufferReader(raw),

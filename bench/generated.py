@@ -95,7 +95,10 @@ def verify_generated(folder: Path) -> GeneratedManifest:
     files = (path for path in folder.rglob("*") if not path.is_dir() and path.suffix != ".bad")  # those were set aside
     present = {path.relative_to(folder).as_posix() for path in files}
     present -= {MANIFEST, CARD, LOCK}
+    strange = {name for name in present if not (folder / name).is_file()}
+    present -= strange
     problems = [
+        *_first("is no plain file", sorted(strange)),
         *_first("is missing", sorted(set(expected) - present)),
         *_first("does not belong to it", sorted(present - set(expected))),
         *_first("does not have the sha256 that the manifest states", _changed(folder, expected, present)),

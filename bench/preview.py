@@ -12,8 +12,9 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
-from bench.data.images import decode_image
+from bench.data.images import MAX_IMAGE_BYTES, decode_image
 from bench.errors import InputError, UsageError
+from bench.records import read_plain
 from bench.store import write_atomic
 from shifts.canvas import canonical_canvas
 from shifts.catalogue import Shift, apply_shift
@@ -31,7 +32,7 @@ def read_canvas(path: Path) -> np.ndarray:
         InputError: it cannot be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_plain(path, MAX_IMAGE_BYTES)
     except OSError as error:
         raise InputError(f"image {path} cannot be read: {error.strerror}.") from None
     return np.asarray(canonical_canvas(decode_image(data, str(path))))

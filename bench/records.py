@@ -1,15 +1,20 @@
 """What a run leaves behind: one record per cell, the run's manifest, and how both are read and written.
 
 Everything in a record but `timing` is a function of the inputs that `key` hashes. Readers accept data only: sizes are
-limited, unknown fields and non-finite numbers are errors, and every error names file and field.
+limited, unknown fields and non-finite numbers are errors, and every error names file and field. The TOML files that
+people write are read here too, in the same way.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
 import re
+import stat
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -31,6 +36,7 @@ from bench.errors import InputError, describe_validation
 from bench.types import Direction, Stage, ThreatModel
 
 MAX_JSON_BYTES = 4 << 20
+MAX_TOML_BYTES = 256 << 10
 MAX_INTEGER = 2**63 - 1
 MAX_CELLS = 2_000
 CLEAN = ("clean", "clean_canvas")
@@ -38,6 +44,8 @@ DONE = ("ok", "skipped")
 _REORDERING = "\\u202a-\\u202e\\u2066-\\u2069"  # of the letters of a line, by Unicode's bidirectional algorithm
 _CONTROL = f"\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f{_REORDERING}"
 _UNSAFE = re.compile(f"[{_CONTROL}]")
+# tomllib needs time and memory by the square of a key's parts; longer parts than these make fewer of them.
+_DEEP_KEY = re.compile(r"""(?:(?:[\w-]{1,200}|"(?:\\.|[^"\\\n]){0,200}"|'[^'\n]{0,200}')[ \t]*\.[ \t]*){100}""")
 
 
 def without_control(text: str) -> str:
@@ -370,20 +378,54 @@ def read_json(path: Path, model: type[Model]) -> Model:
     Raises:
         InputError: it is missing, too large, not JSON, has a key twice, or breaks the schema; names file and field.
     """
+    raw = _read(path, MAX_JSON_BYTES, model)
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}.") from None
-    if len(raw) > MAX_JSON_BYTES:
-        raise InputError(f"{path} is larger than {MAX_JSON_BYTES} bytes; expected a {model.__name__}.")
-    try:
-        json.loads(raw, object_pairs_hook=_unique_keys, parse_constant=_no_constants)
+        json.loads(raw, object_pairs_hook=unique_keys, parse_constant=_no_constants)
         return model.model_validate_json(raw, strict=True)
     except ValidationError as error:
         raise InputError(f"{path}: {without_control(describe_validation(error))[:1000]}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {str(error)[:1000]}.") from None
+        raise InputError(f"{path} is not valid JSON: {str(error)[:1000]}; expected a {model.__name__}.") from None
+
+
+def read_toml(path: Path, model: type[Model]) -> Model:
+    """The validated contents of a TOML file.
+
+    Raises:
+        InputError: it is missing, too large, not TOML, or breaks the schema; names file and field.
+    """
+    raw = _read(path, MAX_TOML_BYTES, model)
+    try:
+        text = raw.decode("utf-8-sig")
+        if _DEEP_KEY.search(text):
+            raise ValueError("a key has more than 100 parts")
+        return model.model_validate(tomllib.loads(text))
+    except ValidationError as error:
+        raise InputError(f"{path}: {without_control(describe_validation(error))[:1000]}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid TOML: {str(error)[:1000]}; expected a {model.__name__}.") from None
+
+
+def read_plain(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a plain file; a pipe or a device could be waited for without end, so none is read.
+
+    Raises:
+        OSError: it cannot be opened, is no plain file, or is larger than `max_bytes`; `strerror` says which.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        if facts.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"it has {facts.st_size:,} bytes; expected at most {max_bytes:,}", str(path))
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(facts.st_size)
+    finally:
+        os.close(descriptor)
 
 
 def to_json(model: BaseModel) -> bytes:
@@ -401,12 +443,24 @@ def estimate(value: float, low: float, high: float) -> Estimate:
     return Estimate(value=_rounded(value), low=_rounded(low), high=_rounded(high))
 
 
+def _read(path: Path, max_bytes: int, model: type[BaseModel]) -> bytes:
+    try:
+        return read_plain(path, max_bytes)
+    except OSError as error:
+        raise InputError(f"cannot read {path} as a {model.__name__}: {error.strerror}.") from None
+
+
 def _rounded(number: float) -> float:
     number = float(number)
     return number if number == 0 or not math.isfinite(number) else float(f"{number:.10g}")
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object's pairs as a mapping, for `json.loads`.
+
+    Raises:
+        ValueError: a key stands twice.
+    """
     contents = dict(pairs)
     if len(contents) != len(pairs):
         raise ValueError("a key stands twice")

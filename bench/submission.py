@@ -10,17 +10,15 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from bench.errors import InputError, UsageError, describe_validation, unknown_name
+from bench.errors import InputError, UsageError, unknown_name
 from bench.recipes import Recipe, read_recipe
-from bench.records import Manifest, digest_of
+from bench.records import Manifest, digest_of, read_toml
 from bench.store import sha256_of
 
 ENTRY_POINTS = "rove.submissions"
@@ -148,15 +146,9 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         InputError: the file is missing, is not TOML, or a field is wrong; the message names file and field.
     """
-    path = folder / MANIFEST
-    try:
-        return Manifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no {MANIFEST}; `rove new NAME` writes one to start from.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}.") from None
-    except ValidationError as error:
-        raise InputError(f"{path}: {describe_validation(error)}") from None
+    if not os.path.lexists(folder / MANIFEST):
+        raise InputError(f"{folder} has no {MANIFEST}; `rove new NAME` writes one to start from.")
+    return read_toml(folder / MANIFEST, Manifest)
 
 
 def _submissions_folder() -> Path:
@@ -175,14 +167,14 @@ def _locate(reference: str) -> Submission:
     if separator and path.endswith(".py"):
         return _from_file(Path(path), function)
     is_path = "/" in reference or reference.startswith(".")
-    if is_path and not Path(reference).is_dir():
+    if is_path and not os.path.isdir(reference):
         raise UsageError(f"no folder {reference}; expected one with {MANIFEST} and model.py.")
     shipped, entries = shipped_submissions(), _entry_points()
     if reference in shipped:
         return _from_folder(shipped[reference])
     if reference in entries:
         return _from_entry_point(entries[reference])
-    if is_path or (Path(reference) / MANIFEST).is_file():
+    if is_path or os.path.isfile(os.path.join(reference, MANIFEST)):
         return _from_folder(Path(reference).resolve())
     raise unknown_name("submission", reference, [*shipped, *entries], "rove list submissions")
 
@@ -196,12 +188,12 @@ def _from_folder(folder: Path) -> Submission:
 
 
 def _from_file(module: Path, function: str) -> Submission:
-    if not module.is_file():
+    if not os.path.isfile(module):
         raise UsageError(f"no file {module}; expected path.py:load.")
     if not function.isidentifier():
         raise UsageError(f"'{function}' is no function name; expected path.py:load.")
     module = module.resolve()
-    return Submission(Manifest(name=_slug(module.stem) or "model"), module.parent, module, function, {})
+    return Submission(_bare_manifest(module.stem), module.parent, module, function, {})
 
 
 def _from_entry_point(entry: importlib.metadata.EntryPoint) -> Submission:
@@ -213,7 +205,7 @@ def _from_entry_point(entry: importlib.metadata.EntryPoint) -> Submission:
         raise InputError(f"entry point {entry.name} names the module {entry.module}, which is not installed.")
     module = Path(spec.origin)
     stated = (module.parent / MANIFEST).is_file()
-    manifest = read_manifest(module.parent) if stated else Manifest(name=_slug(entry.name))
+    manifest = read_manifest(module.parent) if stated else _bare_manifest(entry.name)
     function = entry.attr or "load"
     return Submission(manifest, module.parent, module, function, manifest.args, import_name=entry.module)
 
@@ -258,8 +250,8 @@ def resolve_args(submission: Submission) -> dict[str, str]:
 
 def _resolve(name: str, submission: Submission) -> str:
     value = submission.args[name]
-    path, folder = Path(value).expanduser(), _named_folder(name, submission)
-    return str(path.resolve()) if path.is_file() else value if folder is None else str(folder)
+    path, folder = os.path.expanduser(value), _named_folder(name, submission)
+    return os.path.realpath(path) if os.path.isfile(path) else value if folder is None else str(folder)
 
 
 def _named_folder(name: str, submission: Submission) -> Path | None:
@@ -272,16 +264,16 @@ def _named_folder(name: str, submission: Submission) -> Path | None:
     if "/" not in value:
         return None
     start = submission.folder if submission.manifest.args.get(name) == value else Path()
-    folder = (start / Path(value).expanduser()).resolve()
-    return folder if (folder / MANIFEST).is_file() else None
+    folder = (start / os.path.expanduser(value)).resolve()
+    return folder if os.path.isfile(folder / MANIFEST) else None
 
 
 def _files_of(name: str, submission: Submission) -> Iterable[Path]:
     """The files that an argument names: one, those of a submission's folder, or of a shipped submission."""
     value = submission.args[name]
-    path = Path(value).expanduser()
-    if path.is_file():
-        return [path]
+    path = os.path.expanduser(value)
+    if os.path.isfile(path):
+        return [Path(path)]
     folder = _named_folder(name, submission) or shipped_submissions().get(value)
     return _files(folder) if folder else []
 
@@ -291,6 +283,11 @@ def _files(folder: Path) -> Iterator[Path]:
         hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
         if path.is_file() and not hidden:
             yield path
+
+
+def _bare_manifest(name: str) -> Manifest:
+    """Of a submission without a `submission.toml`, by the name of what it was found as."""
+    return Manifest(name=_slug(name).lstrip("_")[:64] or "model")
 
 
 def _slug(text: str) -> str:

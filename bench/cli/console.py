@@ -44,8 +44,10 @@ def print_note(text: str) -> None:
 
 
 def print_error(text: str) -> None:
-    """An error for a person."""
-    print_note(f"rove: {text}")
+    """An error for a person; names out of somebody's files may hold a terminal's escape codes."""
+    from bench.records import without_control
+
+    print_note(f"rove: {without_control(text)}")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from bench.data.files import digest, read_bytes, read_json, unknown_split
-from bench.data.images import EncodedImage
-from bench.data.rows import take
+from bench.data.images import MAX_IMAGE_BYTES, EncodedImage
+from bench.data.rows import check_unicode, take
 from bench.errors import InputError
+from bench.records import read_plain
 from bench.types import Collection
 
 TEMPLATE = "a photo of a {}."
@@ -34,7 +36,8 @@ def load(path: Path, split: str | None = None) -> Collection:
     """The images of one domain, labelled, with one prompt per class; image ids are `CLASS/FILE`.
 
     Raises:
-        InputError: there is no class folder, or `templates.txt` or `classes.json` is wrong.
+        InputError: there is no class folder, what is called an image is no plain file, a name is no Unicode, or
+            `templates.txt` or `classes.json` is wrong.
         UsageError: there is no such domain.
     """
     folder = path / split if split else path
@@ -51,9 +54,14 @@ def load(path: Path, split: str | None = None) -> Collection:
     ids = [f"{names[label]}/{file}" for label, file in files]
     display = _display_names(folder, names)
     prompts = [_template(folder).replace("{c}", "{}").replace("{}", name) for name in display]
+    for text in (*ids, *prompts):
+        check_unicode(text, f"{folder}: a name")
+    strange = next((image_id for image_id in ids if not os.path.isfile(folder / image_id)), None)
+    if strange:
+        raise InputError(f"{folder / strange} is no plain file; expected an image. Restore or remove it.")
     return Collection(
         name="/".join(part for part in folder.resolve().parts[-2:] if part != os.sep),
-        images=[EncodedImage(image_id, (folder / image_id).read_bytes) for image_id in ids],
+        images=[EncodedImage(image_id, partial(read_plain, folder / image_id, MAX_IMAGE_BYTES)) for image_id in ids],
         captions=prompts,
         positives=np.stack([np.arange(len(labels)), labels], axis=1),
         labels=labels,

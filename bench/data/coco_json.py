@@ -7,6 +7,7 @@ folder called NAME or `images`, or beside the JSON.
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 
 from bench.data.files import find_folder, image_file, name_of, read_json, unknown_split
@@ -84,6 +85,6 @@ def _captions(annotations: list, names: dict[int, str], file: Path) -> dict[int,
         where = f"{file}: annotation at position {position}"
         key = take(annotation, "image_id", int, where)
         if key not in captions:
-            raise InputError(f"{where} names image {key}, which is not listed under 'images'.")
+            raise InputError(f"{where} names image {reprlib.repr(key)}; expected one that is listed under 'images'.")
         captions[key].append(take(annotation, "caption", str, f"{where} of image {names[key]}"))
     return captions

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from bench.data.images import EncodedImage
+from bench.data.images import MAX_IMAGE_BYTES, EncodedImage
 from bench.errors import InputError, UsageError, unknown_name
+from bench.records import read_plain, unique_keys
+
+MAX_ANNOTATION_BYTES = 512 << 20  # COCO's with Karpathy's splits has 144 MB
+MAX_NAME = 4096  # of a path, on Linux
+_MOST_SPLITS = 20
 
 
 class Document(NamedTuple):
@@ -33,10 +40,10 @@ def parse_json(data: bytes, where: str) -> object:
     """`data` as JSON.
 
     Raises:
-        InputError: it is malformed; the message begins with `where` and gives the position.
+        InputError: it is malformed or has a key twice; the message begins with `where` and gives the position.
     """
     try:
-        return json.loads(data)
+        return json.loads(data, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise InputError(f"{where} is malformed JSON at {place}: {error.msg}. Fetch it again or repair it.") from error
@@ -48,10 +55,10 @@ def read_bytes(path: Path) -> bytes:
     """The bytes of an annotation file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, is no plain file, or is larger than MAX_ANNOTATION_BYTES.
     """
     try:
-        return path.read_bytes()
+        return read_plain(path, MAX_ANNOTATION_BYTES)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}. Check the path of the data set.") from error
 
@@ -69,17 +76,19 @@ def image_file(folder: Path, name: str, where: str) -> EncodedImage:
     """
     check_inside(name, where)
     path = folder / name
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{where}: image {name} is missing from {folder}. Restore it, or remove its entry.")
-    return EncodedImage(name, path.read_bytes)
+    return EncodedImage(name, partial(read_plain, path, MAX_IMAGE_BYTES))
 
 
 def check_inside(name: str, where: str) -> None:
     """Refuses a name that is not a plain relative path.
 
     Raises:
-        InputError: it is empty, absolute, or has `..` or NUL in it.
+        InputError: it is empty, too long, absolute, or has `..` or NUL in it.
     """
+    if len(name) > MAX_NAME:
+        raise InputError(f"{where}: {name[:60]!r}... has {len(name):,} letters; expected at most {MAX_NAME:,}.")
     if not name or "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise InputError(f"{where}: {name!r} leads out of its folder; expected a plain relative path.")
 
@@ -92,7 +101,7 @@ def find_folder(candidates: Sequence[Path], name: str, where: str) -> Path:
     """
     check_inside(name, where)
     for folder in candidates:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder
     looked = ", ".join(str(folder) for folder in candidates)
     raise InputError(f"{where}: image {name} is missing; looked in {looked}. Put the photos into one of them.")
@@ -107,4 +116,5 @@ def name_of(path: Path, split: str | None) -> str:
 def unknown_split(source: str, path: Path, split: str, known: Iterable[str]) -> UsageError:
     """An error for a split that the data at `path` does not have."""
     names = sorted(known)
-    return unknown_name(f"split of {path}", split, names, f"{source}:{path}/{{{','.join(names)}}}")
+    shown = ",".join(names[:_MOST_SPLITS]) + (",..." if len(names) > _MOST_SPLITS else "")
+    return unknown_name(f"split of {path}", split, names, f"{source}:{path}/{{{shown}}}")

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 
 from bench.data.files import digest, image_file, name_of, parse_json, read_bytes, unknown_split
@@ -32,7 +34,7 @@ def load(path: Path, split: str | None = None) -> Collection:
     data = read_bytes(folder / METADATA)
     rows = [
         _row(line, folder, f"{folder / METADATA}, line {number}")
-        for number, line in enumerate(data.split(b"\n"), start=1)
+        for number, line in enumerate(io.BytesIO(data), start=1)
         if line.strip()
     ]
     return collect(name_of(path, split), rows, digest(data))
@@ -43,7 +45,7 @@ def _splits(path: Path) -> list[str]:
 
 
 def _folder(path: Path, split: str | None) -> Path:
-    if split and not (path / split / METADATA).is_file():
+    if split and not os.path.isfile(path / split / METADATA):
         raise unknown_split("folder", path, split, _splits(path))
     folder = path / split if split else path
     if not (folder / METADATA).is_file():

@@ -56,7 +56,7 @@ def _split_of(entry: object, position: int, file: Path) -> str:
 
 def _name_of(entry: dict, file: Path) -> str:
     name = take(entry, "filename", str, f"{file}: an image")
-    return f"{entry['filepath']}/{name}" if entry.get("filepath") else name
+    return f"{take(entry, 'filepath', str, f'{file}: image {name}')}/{name}" if entry.get("filepath") else name
 
 
 def _row(entry: dict, folder: Path, file: Path) -> Row:

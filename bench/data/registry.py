@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,7 +163,7 @@ def parse_dataset(text: str) -> DatasetSpec:
     if colon:
         if source not in FORMATS:
             raise unknown_name("format", source, FORMATS, LIST_COMMAND)
-        return DatasetSpec(source, *_locate(source, Path(path).expanduser().absolute()))
+        return DatasetSpec(source, *_locate(source, Path(os.path.expanduser(path)).absolute()))
     name, _, split = text.partition("/")
     _check_known(name)
     return DatasetSpec(name, split=split or None)
@@ -198,10 +199,13 @@ def _locate(source: str, path: Path) -> tuple[Path, str | None]:
     readings: list[tuple[Path, str | None]] = [(path, None), (path.parent, path.name)]
     if path.name in SPLIT_NAMES:
         readings.reverse()
-    for root, split in readings:
-        if FORMATS[source].is_root(root):
-            return root, split
-    state = "holds nothing of that form" if path.exists() else "does not exist"
+    try:
+        for root, split in readings:
+            if FORMATS[source].is_root(root):
+                return root, split
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}:{str(path)[:500]} cannot be opened: {error}. Check the path.") from None
+    state = "holds nothing of that form" if os.path.exists(path) else "does not exist"
     raise InputError(f"{source}:{path} {state}; expected {FORMATS[source].expects}. Check the path.")
 
 

@@ -8,6 +8,8 @@ backslash and an n, and so it stays, as it does in published results.
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.data.files import check_inside, digest, name_of, read_bytes, unknown_split
-from bench.data.images import EncodedImage
+from bench.data.images import MAX_IMAGE_BYTES, EncodedImage
 from bench.data.rows import Row, collect
 from bench.errors import InputError
 from bench.types import Collection
@@ -23,6 +25,7 @@ from bench.types import Collection
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 KEY_AND_FIELD = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # webdataset's own rule
 TEXT_LIMIT_BYTES = 1 << 20
+HEADER_LIMIT_BYTES = 1 << 20
 BLOCK_BYTES = 512
 
 
@@ -47,6 +50,20 @@ class Member:
         if len(data) != self.size_bytes:
             raise OSError(f"{self.shard} ends within {self.name}")
         return data
+
+
+class HeaderReader(io.FileIO):
+    """A tar for `tarfile` to walk, which reads nothing but headers: one may state that it has gigabytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """As any file.
+
+        Raises:
+            tarfile.ReadError: no header is that long.
+        """
+        if size is None or not 0 <= size <= HEADER_LIMIT_BYTES:
+            raise tarfile.ReadError(f"a header states that it has {size} bytes")
+        return super().read(size)
 
 
 @dataclass
@@ -84,9 +101,12 @@ def list_shards(folder: Path) -> list[Path]:
     """The tars of a folder in numerical order, as many as its `nshards.txt` says where there is one.
 
     Raises:
-        InputError: there are none, or not that many.
+        InputError: there are none, or not that many, or one is no plain file.
     """
     shards = sorted(folder.glob("*.tar"), key=_natural_order)
+    strange = next((shard for shard in shards if not os.path.isfile(shard)), None)
+    if strange:
+        raise InputError(f"{strange} is no plain file; expected only tars of that name. Restore or remove it.")
     if not shards:
         raise InputError(f"{folder} has no *.tar in it; expected webdataset shards. Fetch them, or check the path.")
     if (folder / "nshards.txt").is_file():
@@ -137,12 +157,14 @@ def _samples(shard: Path) -> dict[str, Sample]:
 def _members(shard: Path) -> Iterator[Member]:
     end = 0
     try:
-        with tarfile.open(shard, mode="r:") as tar:
+        with HeaderReader(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for entry in tar:
+                if entry.size < 0:  # the walk would go backwards, and never end
+                    raise tarfile.ReadError(f"member {entry.name} has less than no bytes")
                 end = entry.offset_data + -(-entry.size // BLOCK_BYTES) * BLOCK_BYTES
                 if not entry.isdir():
                     yield _member(shard, entry)
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         raise _damaged(shard, str(error)) from error
     _check_end(shard, end)
 
@@ -171,6 +193,9 @@ def _row(shard: Path, key: str, sample: Sample) -> tuple[Row, str]:
         if len(members) != 1:
             raise InputError(f"{shard}: key {key} has {len(members)} {kind} members; expected one. Rebuild the shard.")
     image = sample.images[0]
+    if image.size_bytes > MAX_IMAGE_BYTES:
+        size = f"{image.size_bytes:,} bytes"
+        raise InputError(f"{shard}: {image.name} has {size}; expected an image of at most {MAX_IMAGE_BYTES:,}.")
     text = _read_text(sample.texts[0])
     row = Row(EncodedImage(key, image.read), split_captions(text))
     return row, f"{shard.name}\t{image.name}\t{image.offset}\t{image.size_bytes}\t{text}"
@@ -186,5 +211,5 @@ def _read_text(member: Member) -> str:
         return member.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{member.shard}: {member.name} is not UTF-8: {error.reason} at byte {error.start}."
+            f"{member.shard}: {member.name} is not UTF-8: {error.reason} at byte {error.start}. Rebuild the shard."
         ) from error

@@ -19,7 +19,12 @@ MAX_FLAT_ITEMS = 100_000
 MAX_COARSE_ITEMS = 3_000_000
 EXAMPLES = "'Flat', 'HNSW32', 'IVF1024,Flat', 'IVF4096,PQ64', 'IVF1024,PQ128x4fs,Refine(SQfp16)' and 'SQ8'"
 
+MAX_NAME = 200
+MAX_NUMBER = 1 << 20  # lists, dimensions: some parts are allocated at once
+MAX_BITS = 16  # of a code: each has a table of 2**bits vectors
+
 _BLAS_THRESHOLD = 20
+_INSTANCES = f"There are, for instance, {EXAMPLES}."
 _WHERE = re.compile(r".*\.(?:cpp|h|cu):\d+: ", re.DOTALL)
 _CONDITION = re.compile(r"^Error: '.*?' failed(?:: )?")
 
@@ -113,14 +118,25 @@ def default_index(n_items: int, dim: int) -> IndexSpec:
 def make_empty(factory: str, dim: int) -> Any:
     """faiss's index of that name, untrained; raises as `parse_index`."""
     faiss = load_faiss()
+    _check_name(factory)
     try:
         index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
         message = f"faiss knows no index {factory!r} over {dim} dimensions: {say_briefly(error)}."
-        raise UsageError(f"{message} There are, for instance, {EXAMPLES}.") from None
+        raise UsageError(f"{message} {_INSTANCES}") from None
     for part in iterate_parts(index):
         _check_usable(part, factory)
     return index
+
+
+def _check_name(factory: str) -> None:
+    """Refuses what makes faiss overflow its stack or fill the memory before it can complain."""
+    if len(factory) > MAX_NAME or not factory.isascii():
+        raise UsageError(f"{factory[:MAX_NAME]!r} is no index; expected at most {MAX_NAME} plain letters. {_INSTANCES}")
+    for times, number in re.findall(r"(x?)([0-9]+)", factory):
+        limit = MAX_BITS if times else MAX_NUMBER
+        if int(number) > limit:
+            raise UsageError(f"{factory} has the number {number}; expected at most {limit} there. {_INSTANCES}")
 
 
 def iterate_parts(index: Any) -> Iterator[Any]:
@@ -189,10 +205,10 @@ def _check_usable(part: Any, factory: str) -> None:
     if part.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise UsageError(
             f"{factory} has a part, {name}, that faiss only has for Euclidean distances; expected inner products. "
-            f"There are, for instance, {EXAMPLES}."
+            f"{_INSTANCES}"
         )
     if isinstance(part, (faiss.IndexIDMap, faiss.IndexNSG)):
         raise UsageError(
             f"{factory} has a part, {name}, to which items cannot be added shard by shard; expected an index that "
-            f"grows. There are, for instance, {EXAMPLES}."
+            f"grows. {_INSTANCES}"
         )

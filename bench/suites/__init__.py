@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bench.errors import InputError, describe_validation, unknown_name
-from bench.records import CLEAN, Cell, suite_digest
+from bench.errors import InputError, RoveError, describe_validation, unknown_name
+from bench.records import CLEAN, MAX_CELLS, Amount, Cell, Count, Line, Name, Text, read_toml, suite_digest
 from bench.types import Direction, Stage, ThreatModel
 from shifts.attacks.catalogue import find_attack, parse_attack
 from shifts.catalogue import find_shift, parse_shift
@@ -36,13 +38,13 @@ class CellGroup(BaseModel):
     shifts: list[str] = []
     severities: list[Annotated[int, Field(ge=1, le=5)]] = []
     attacks: list[str] = []
-    budgets: list[Annotated[int, Field(ge=1)]] = []
+    budgets: list[Count] = []
     threat_models: list[ThreatModel] = []
     stages: list[Stage] = []
     n_images: Annotated[int, Field(ge=2)] | None = None
     directions: list[Direction] = []
     baseline: str = ""
-    reason: Annotated[str, Field(min_length=10)]
+    reason: Annotated[Text, Field(min_length=10)]
 
     @model_validator(mode="after")
     def _severities_fit(self) -> CellGroup:
@@ -62,14 +64,14 @@ class SuiteFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str
-    version: Annotated[int, Field(ge=1)]
+    name: Name
+    version: Count
     status: Literal["draft", "frozen"]
-    title: str
-    summary: str
-    reference: Annotated[str, Field(description="the submission in the denominator of mCE")]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    collections: dict[str, Annotated[int, Field(ge=1)]] = Field(description="name/split to its number of images")
+    title: Text
+    summary: Text
+    reference: Annotated[Line, Field(description="the submission in the denominator of mCE")]
+    seeds: Annotated[list[Amount], Field(min_length=1)]
+    collections: dict[Line, Count] = Field(description="name/split to its number of images")
     cells: Annotated[list[CellGroup], Field(min_length=1)]
 
 
@@ -110,7 +112,7 @@ def find_suite(reference: str) -> Suite:
         UsageError: there is no such suite.
         InputError: the file is not a suite; the message names the field.
     """
-    if reference.endswith(".toml") and Path(reference).is_file():
+    if reference.endswith(".toml") and os.path.isfile(reference):
         return read_suite(Path(reference))
     suites = list_suites()
     known = {alias: suite for suite in suites.values() for alias in _aliases(suite)}
@@ -125,13 +127,14 @@ def read_suite(path: Path) -> Suite:
     Raises:
         InputError: the file is not a suite; the message names the field.
     """
+    file = read_toml(path, SuiteFile)
     try:
-        file = SuiteFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-        cells = tuple(cell for group in file.cells for cell in _expand(group, file.seeds))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a suite: {error}.") from None
+        expanded = (cell for group in file.cells for cell in _expand(group, file.seeds))
+        cells = tuple(islice(expanded, MAX_CELLS + 1))
     except ValidationError as error:
         raise InputError(f"{path}: {describe_validation(error)}") from None
+    except RoveError as error:
+        raise InputError(f"{path}: {error}") from None
     _check_cells(path, file, cells)
     fields = {name: value for name, value in file if name not in ("cells", "seeds")}
     return Suite(**fields, seeds=tuple(file.seeds), cells=cells)
@@ -178,10 +181,13 @@ def _cell(group: CellGroup, shift: str, touched: tuple[Direction, ...], seed: in
 
 
 def _check_cells(path: Path, file: SuiteFile, cells: tuple[Cell, ...]) -> None:
-    ids = [cell.id for cell in cells]
-    twice = next((cell_id for cell_id in ids if ids.count(cell_id) > 1), None)
-    if twice:
-        raise InputError(f"{path}: cell {twice} stands twice; expected every cell once.")
+    if len(cells) > MAX_CELLS:
+        raise InputError(
+            f"{path} has more than {MAX_CELLS} cells; expected at most so many. Make several suites of it."
+        )
+    cell_id, n_times = Counter(cell.id for cell in cells).most_common(1)[0]
+    if n_times > 1:
+        raise InputError(f"{path}: cell {cell_id} stands twice; expected every cell once.")
     for cell in cells:
         modality = "" if cell.shift in CLEAN or cell.is_attack else parse_shift(cell.shift)[0].modality
         if modality in _TOUCHED and cell.directions != _TOUCHED[modality]:

@@ -8,7 +8,6 @@ reworded, never changed: other cells, or another version of a shift, make a new 
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +19,7 @@ from bench.data.registry import RENDERED
 from bench.data.scenes import graph
 from bench.errors import InputError, RoveError, UsageError
 from bench.locks import FOLDER, Change, Lock, LockedCell, check_data, lock_name, read_lock, stated_data
-from bench.records import CLEAN, Cell, Record
+from bench.records import CLEAN, Cell, Record, read_toml
 from bench.store import write_atomic
 from bench.suites import Suite, SuiteFile, _expand, find_suite, list_suites, read_suite
 from shifts.attacks.catalogue import Attack, parse_attack
@@ -144,7 +143,7 @@ def _find_files(names: list[str], run: Results | None) -> list[Path]:
 
 def _read_reasons(path: Path) -> dict[str, str]:
     """Why a suite has each of its cells, by the cell's id."""
-    file = SuiteFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    file = read_toml(path, SuiteFile)
     return {cell.id: group.reason for group in file.cells for cell in _expand(group, file.seeds)}
 
 

@@ -121,7 +121,7 @@ def test_rewording_keeps_the_id_and_changing_a_cell_does_not(suite_file: Path, t
         ('"scenes-night/test" = 24', "", "no entry in"),
         ("version = 1", "version = 'one'", "field version"),
         ("[collections]", "[collection]", "field"),
-        ("seeds = [0]", "seeds = ", "cannot be read"),
+        ("seeds = [0]", "seeds = ", "not valid TOML"),
     ],
 )
 def test_a_wrong_file_says_where(old: str, new: str, words: str, suite_file: Path, tmp_path: Path) -> None:
