@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from bench.errors import InputError
-from bench.records import CLEAN, AttackReport, Cell, Data, Record, RunManifest
+from bench.records import CLEAN, PROBES, AttackReport, Cell, Data, Record, RunManifest
 
 _LABEL = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 _MAX_IMAGES = 100_000  # each cell draws ten thousand resamples of its images
@@ -18,7 +18,7 @@ _MAX_ITEMS = 1 << 20
 
 
 def check_manifest(where: str, manifest: RunManifest) -> None:
-    """A label that is the submission's, and cells that differ, each of a collection of the suite."""
+    """A label that is the submission's, all probes or none, and cells that differ, each of one of the collections."""
     if not _LABEL.fullmatch(manifest.label) or not manifest.label.startswith(manifest.submission.name):
         raise InputError(f"{where} has the label {manifest.label}; expected '{manifest.submission.name}', or longer.")
     slugs = [cell.slug for cell in manifest.cells]
@@ -28,6 +28,9 @@ def check_manifest(where: str, manifest: RunManifest) -> None:
     unknown = sorted(named - set(manifest.collections))
     if unknown:
         raise InputError(f"{where} has cells of {unknown[0]}, which is not among its collections.")
+    expected = PROBES if manifest.rerank_k is not None else PROBES[:-1]
+    if manifest.probes and tuple(probe.name for probe in manifest.probes) != expected:
+        raise InputError(f"{where} leaves a probe out, or has another; expected none, or {', '.join(expected)}.")
 
 
 def check_families(where: str, records: Sequence[Record]) -> None:

@@ -17,7 +17,7 @@ import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -61,6 +61,8 @@ Text = Annotated[str, StringConstraints(max_length=2000, pattern=f"^[^{_CONTROL}
 Command = Annotated[str, StringConstraints(max_length=4000), AfterValidator(without_control)]
 HttpsUrl = Annotated[AnyUrl, UrlConstraints(allowed_schemes=["https"], max_length=500)]
 Objective = Literal["retrieval", "reranking", "both stages"]
+ProbeName = Literal["order", "batch size", "duplicates", "memorised pairs", "spread", "ties", "speed", "second stage"]
+PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=MAX_INTEGER)]
@@ -245,6 +247,15 @@ class Check(Strict):
     detail: Text = ""
 
 
+class Probe(Strict):
+    """What one probe of a submission found; docs/probes.md has their rules."""
+
+    name: ProbeName
+    status: Literal["passed", "failed", "flagged", "not run"]
+    figure: Finite | None = Field(default=None, description="what its rule looks at; None where it was not run")
+    detail: Text = ""
+
+
 class CurvePoint(Strict):
     """How an attack does at another budget, on the examined images."""
 
@@ -345,6 +356,9 @@ class RunManifest(Strict):
     data_dirs: dict[Line, Line] = Field(default={}, max_length=1000)
     command: Command = ""
     environment: Environment
+    probes: tuple[Probe, ...] = Field(
+        default=(), max_length=len(PROBES), description="in the order of PROBES; none before a run is finished"
+    )
 
     @field_validator("data_dirs")
     @classmethod
@@ -359,9 +373,12 @@ class RunManifest(Strict):
         return self
 
     @property
-    def rankable(self) -> bool:
-        """Whether whole collections were scored."""
-        return self.limit is None
+    def obstacle(self) -> str:
+        """What of the manifest keeps its row from being ranked; empty if nothing does."""
+        if self.limit is not None:
+            return f"scored on the first {self.limit} images of each collection only (--limit)"
+        found = next((probe for probe in self.probes if probe.status in ("failed", "not run")), None)
+        return "" if found is None else f"invalid, probe '{found.name}' {found.status}: {found.detail}"
 
 
 def suite_digest(label: str, collections: Mapping[str, int], cells: Iterable[Cell]) -> str:

@@ -28,12 +28,14 @@ from bench.embed import Embedded, Embedder
 from bench.errors import InputError, MissingError, SubmissionError, UsageError
 from bench.evaluate import Distractors, digest_vectors, evaluate
 from bench.examples import EXAMPLES
+from bench.probing import Scored, not_run, probe
 from bench.records import (
     CLEAN,
     DONE,
     Cell,
     Data,
     Environment,
+    Probe,
     Record,
     RunManifest,
     Timing,
@@ -138,9 +140,13 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         k = manifest.rerank_k
         scorer = AttackScorer(embedder, crafter, manifest.label, folder / EXAMPLES, source, k)
         runner = _Runner(folder, suite, submission, settings, embedder, scorer, observer, surroundings, k)
-        if not runner.is_finished():
+        if _lacks_probes(manifest) or not runner.is_finished():
             manifest = _add_loaded(folder, manifest, embedder.start(), settings)
-        return RunResult(folder, manifest, tuple(runner.records()))
+        records = tuple(runner.records())
+        if _lacks_probes(manifest) and all(record.status in DONE for record in records):
+            manifest = manifest.model_copy(update={"probes": runner.probe()})
+            write_atomic(folder / "run.json", to_json(manifest))
+        return RunResult(folder, manifest, records)
 
 
 def choose_rerank_k(submission: Submission, asked: int | None) -> int:
@@ -233,7 +239,7 @@ class _Runner:
     ) -> None:
         self._folder, self._suite, self._settings = folder, suite, settings
         self._embedder, self._scorer, self._observer, self._rerank_k = embedder, scorer, observer, rerank_k
-        self._inputs = (submission.fingerprint, surroundings, settings.worker.dtype)
+        self._submission, self._inputs = submission, (submission.fingerprint, surroundings, settings.worker.dtype)
         self._wholes: dict[str, Collection] = {}
         self._collections: dict[tuple[str, int | None], tuple[Collection, str]] = {}
 
@@ -264,8 +270,7 @@ class _Runner:
             score = self._score_attacked if cell.is_attack else self._score
             record, evidence = score(cell, blank, collection, source)
         except SubmissionError as error:
-            self._embedder.close()
-            self._scorer.close()
+            self._close_workers()
             return blank.model_copy(update={"status": error.status, "reason": str(error)[:8000]})
         except (MissingError, NotApplicable) as error:
             status = "skipped" if isinstance(error, NotApplicable) else "error"
@@ -274,6 +279,24 @@ class _Runner:
         write_atomic(path, evidence)
         timing = record.timing.model_copy(update={"wall_s": time.perf_counter() - started})
         return record.model_copy(update={"evidence_sha256": sha256_of(path), "timing": timing})
+
+    def probe(self) -> tuple[Probe, ...]:
+        """What the probes find on the collection that stands first, without a shift and on the canvas."""
+        settings, first = self._settings, self._suite.cells[0].collection
+        cell = Cell(collection=first, shift="clean_canvas", directions=("t2i", "i2t"))
+        collection, _ = self._collection(cell)
+        try:
+            sides = self._embed(cell, None, collection)
+        except SubmissionError as error:
+            self._close_workers()
+            return not_run(error, self._rerank_k is not None)
+        vectors = sides.images.vectors, sides.texts.vectors
+        scored = Scored(collection, prepare_clean(canvas=True), *vectors, sides.readings, self._close_workers)
+        return probe(self._submission, settings.worker, settings.batch_size, scored)
+
+    def _close_workers(self) -> None:
+        self._embedder.close()
+        self._scorer.close()
 
     def _score(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
         sides = self._embed(cell, _change_of(cell), collection)
@@ -399,6 +422,15 @@ class _Runner:
             return n_attacked(cell, collection)
         towers = 2 if self._is_reranked(cell) else 1
         return towers * len(collection.images) + len(set(collection.captions))
+
+
+def _lacks_probes(manifest: RunManifest) -> bool:
+    """Whether a run of whole collections is still to be probed, or could not be.
+
+    One on the items of another run is as little ranked as a limited one.
+    """
+    is_whole = manifest.limit is None and not any(cell.victim for cell in manifest.cells)
+    return is_whole and (not manifest.probes or any(found.status == "not run" for found in manifest.probes))
 
 
 def transfer_suite(suite: Suite, source: Results) -> Suite:

@@ -271,8 +271,8 @@ def summarise_bundle(results: Results, bundle_sha256: str, reference: Reference 
 
 
 def _why_unranked(results: Results) -> str:
-    if results.manifest.limit is not None:
-        return f"scored on the first {results.manifest.limit} images of each collection only (--limit)"
+    if results.manifest.obstacle:
+        return results.manifest.obstacle
     if not any(is_shifted(record) for record in results.records):
         return "no shifted cell was scored"
     if any(record.cell.victim for record in results.records):

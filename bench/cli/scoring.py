@@ -73,8 +73,8 @@ def bundle(
     from bench.bundle import find_timings, make_bundle, read_results
 
     manifest = read_results(run).manifest
-    if not manifest.rankable:
-        print_note("this run was limited (--limit): it will be shown as incomplete, never ranked.")
+    if manifest.obstacle:
+        print_note(f"this run will be shown, but never ranked: {manifest.obstacle}.")
     for path in find_timings(run, manifest).others:
         print_note(f"left out {path}: it is a timing of another submission, or of other weights.")
     target = output or run.with_name(f"{run.name}.bundle")

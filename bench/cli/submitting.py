@@ -279,6 +279,9 @@ def _print_result(result: RunResult, as_json: bool) -> None:
             f"{len(result.failed)} of {len(result.records)} cells failed, first {first.cell.id} ({first.status}): "
             f"{first.reason}\nThe same command tries them again."
         )
+    for probe in result.manifest.probes:
+        if probe.status != "passed":
+            print_note(f"probe '{probe.name}' {probe.status}: {probe.detail}. See docs/probes.md.")
     if as_json:
         print_json({"run": str(result.folder), **summarise_run(result.folder).as_dict()})
 

@@ -58,7 +58,7 @@ def take_data(lock: Lock, run: Results) -> Lock:
     """
     if run.manifest.suite_id != lock.suite_id:
         raise UsageError(f"{run.folder} is a run of {run.manifest.suite}; expected one of this {lock.suite}.")
-    if not run.manifest.rankable:
+    if run.manifest.limit is not None:
         raise UsageError(f"{run.folder} was run with --limit; expected one of whole collections.")
     records = {record.cell.id: record for record in run.records if _is_rendered(record.cell.collection)}
     difference = check_data(lock, records.values())

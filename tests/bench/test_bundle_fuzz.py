@@ -84,7 +84,10 @@ SELF_REPORTED = (
     "run.json/submission/*",
     "run.json/label",  # it may be longer than the submission's name
     *(f"run.json/{name}" for name in ("fingerprint", "weights_sha256", "parameters", "device", "dtype", "batch_size")),
-    *(f"run.json/{name}" for name in ("args*", "limit", "isolation", "data_dirs*", "command", "environment/*")),
+    *(
+        f"run.json/{name}"
+        for name in ("args*", "limit", "isolation", "data_dirs*", "command", "environment/*", "probes*")
+    ),
     "cells/*.json/key",
     "cells/*.json/dim",
     "cells/*.json/embeddings_sha256/*",

@@ -105,6 +105,37 @@ def test_rows_of_one_name_have_pages_of_their_own(bundle: Path, tmp_path: Path) 
     assert {row.standing.place for row in board.rows} == {1}
 
 
+def test_probes_stand_on_the_page_and_a_failed_one_keeps_the_row_out(bundle: Path, tmp_path: Path) -> None:
+    place = tmp_path / "many"
+    altered(bundle, place / "a", lambda m: with_probe(renamed(m, "plain"), "order", "passed"))
+    altered(bundle, place / "b", lambda m: with_probe(renamed(m, "flagged"), "memorised pairs", "flagged"))
+    altered(bundle, place / "c", lambda m: with_probe(renamed(m, "invalid"), "order", "failed"))
+    altered(bundle, place / "d", lambda m: with_probe(renamed(m, "unanswered"), "speed", "not run"))
+    altered(bundle, place / "e", lambda m: renamed(m, "older").model_copy(update={"probes": ()}))
+    (board,) = read_boards([place]).boards
+    reasons = {"invalid": "invalid, probe 'order' failed: <b>found</b>"}
+    reasons["unanswered"] = "invalid, probe 'speed' not run: <b>found</b>"
+    assert dict(board.unranked) == reasons
+    built = build_site([place], tmp_path / "site")
+    pages = {path.stem: path.read_text() for path in (tmp_path / "site" / SUITE / "submissions").glob("*.html")}
+    assert pages.keys() == {"plain", "flagged", "older"}
+    for name, probe, status in (("plain", "order", "passed"), ("flagged", "memorised pairs", "flagged")):
+        badge = f'<span class="badge{" weak" * (status != "passed")}">{status}</span>'
+        assert f"<dt>{probe}</dt><dd>{badge} &lt;b&gt;found&lt;/b&gt;</dd>" in pages[name]
+    assert "Not probed." in pages["older"]
+    table = built.page.read_text()
+    assert table.count('<span class="badge weak" title="&lt;b&gt;found&lt;/b&gt;">memorised pairs</span>') == 1
+    assert "probe &#39;order&#39; failed: &lt;b&gt;found&lt;/b&gt;" in table
+
+
+def with_probe(manifest: RunManifest, name: str, status: str) -> RunManifest:
+    """The manifest of a run of which that probe came out so, and all others well."""
+    changed = {"status": status, "detail": "<b>found</b>"}
+    passed = {"status": "passed"}
+    probes = [p.model_copy(update=changed if p.name == name else passed) for p in manifest.probes]
+    return manifest.model_copy(update={"probes": tuple(probes)})
+
+
 def test_what_is_limited_incomplete_or_fed_other_items_is_set_aside_with_its_reason(
     bundle: Path, tmp_path: Path
 ) -> None:
