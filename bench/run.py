@@ -145,7 +145,7 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         records = tuple(runner.records())
         if _lacks_probes(manifest) and all(record.status in DONE for record in records):
             manifest = manifest.model_copy(update={"probes": runner.probe()})
-            write_atomic(folder / "run.json", to_json(manifest))
+            write_with_proof(folder / "run.json", to_json(manifest))
         return RunResult(folder, manifest, records)
 
 
