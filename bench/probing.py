@@ -229,7 +229,7 @@ def _see(tower: _Tower, batch_size: int) -> _Seen:
         batch_size=min(_lowest_cosine(first, tower.scored), _lowest_cosine(alone, tower.scored)),
         duplicates=min(_lowest_cosine(part, tower.scored) for part in (*repeated, twice[::2], twice[1::2])),
         speed=_measure_speed(first_ms, repeated_ms, altered_ms),
-        altered=checked_vectors(altered, "the tower"),
+        altered=checked_vectors(altered, "the encoder"),
     )
 
 
@@ -261,7 +261,7 @@ def _repeat(
     encode: Callable[[list[Any]], np.ndarray], items: list[Any], batch_size: int
 ) -> tuple[list[Vectors], Times]:
     """The vectors of each of several passes over the same items, and their milliseconds, a row for each pass."""
-    vectors, ms, total_ms = [], [], 0.0
+    vectors, ms, total_ms = list[Vectors](), list[Times](), 0.0
     while len(ms) < _MIN_REPEATS or (len(ms) < _MAX_REPEATS and total_ms < _REPEATS_MS):
         found, found_ms = _encode(encode, items, batch_size)
         vectors.append(found)
@@ -294,18 +294,18 @@ def _lowest_cosine(vectors: Vectors, scored: Vectors) -> float:
 
 
 def _probe_cosine(name: ProbeName, cosine: float, lowest: float) -> Probe:
-    status = "passed" if cosine >= lowest else "failed"
     detail = f"lowest cosine with what was scored {cosine:.6f} (at least {lowest})"
-    return Probe(name=name, status=status, figure=round(cosine, 6), detail=detail)
+    return Probe(name=name, status="passed" if cosine >= lowest else "failed", figure=round(cosine, 6), detail=detail)
 
 
 def _probe_second_stage(found: Sequence[np.ndarray], scores: np.ndarray, lowest: float) -> Probe:
     """Whether scores move by less than unit vectors may that have the lowest cosine, in deviations of the scores."""
     largest = math.sqrt(2 - 2 * lowest)
     change = max(float(np.abs(part - scores).max()) for part in found) / (float(scores.std()) or 1.0)
-    status = "passed" if change <= largest else "failed"
     detail = f"a pair's score moves by up to {change:.4f} of the scores' deviation (at most {largest:.3f})"
-    return Probe(name="second stage", status=status, figure=round(change, 6), detail=detail)
+    return Probe(
+        name="second stage", status="passed" if change <= largest else "failed", figure=round(change, 6), detail=detail
+    )
 
 
 def _probe_memory(scored: Scored, sample: _Sample, images: Vectors, captions: Vectors) -> Probe:
@@ -400,8 +400,12 @@ def _probe_ties(scored: Scored, sample: _Sample) -> Probe:
         f"{shares[0]:.1%} of an image's scores and {shares[1]:.1%} of a caption's are those of other vectors as well "
         f"(at most {MAX_TIED:.0%})"
     )
-    status = "flagged" if max(shares) > MAX_TIED else "passed"
-    return Probe(name="ties", status=status, figure=round(max(shares), 6), detail=detail)
+    return Probe(
+        name="ties",
+        status="flagged" if max(shares) > MAX_TIED else "passed",
+        figure=round(max(shares), 6),
+        detail=detail,
+    )
 
 
 def _tied(queries: Vectors, gallery: Vectors) -> float:

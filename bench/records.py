@@ -45,7 +45,8 @@ _REORDERING = "\\u202a-\\u202e\\u2066-\\u2069"  # of the letters of a line, by U
 _CONTROL = f"\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f{_REORDERING}"
 _UNSAFE = re.compile(f"[{_CONTROL}]")
 # tomllib needs time and memory by the square of a key's parts; longer parts than these make fewer of them.
-_DEEP_KEY = re.compile(r"""(?:(?:[\w-]{1,200}|"(?:\\.|[^"\\\n]){0,200}"|'[^'\n]{0,200}')[ \t]*\.[ \t]*){100}""")
+_PART = r"""(?:[\w-]{1,200}|"(?:\\.|[^"\\\n]){0,200}"|'[^'\n]{0,200}')"""
+_DEEP_KEY = re.compile(rf"(?<![\w-])(?:{_PART}[ \t]*\.[ \t]*){{100}}")
 
 
 def without_control(text: str) -> str:

@@ -50,7 +50,7 @@ ATTACKED_PP = 2.0
 _ROUNDING_PP = 1e-9
 _DRAW = "reproduction.json"
 _FRACTIONS = tuple(metric for metric in METRICS if metric.summary == "mean")
-_MAY_DIFFER = ("fingerprint", "suite_id", "data_dirs")
+_MAY_DIFFER = ("fingerprint", "suite_id", "data_dirs", "isolation")
 Verdict = Literal["identical", "agrees", "differs", "not run"]
 
 

@@ -23,7 +23,7 @@ from bench.cli.console import (
     run_progress,
 )
 from bench.cli.scoring import Folder
-from bench.cli.submitting import ModelArgs, Offline, Timeout, worker_settings
+from bench.cli.submitting import IsolationMode, Memory, ModelArgs, Offline, Timeout, worker_settings
 from bench.errors import IncompleteError, InputError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def reproduce(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Items a batch; default: that of the bundle.")] = None,
     offline: Offline = False,
     timeout: Timeout = 600.0,
+    isolation: IsolationMode = "auto",
+    memory: Memory = None,
     as_json: Json = False,
 ) -> None:
     """Run random cells of a bundle again, and say whether they come out as it states.
@@ -70,7 +72,7 @@ def reproduce(
     manifest = results.manifest
     found = choose_submission(manifest, submission, parse_pairs(model_arg or [], "--model-arg"))
     settings = RunSettings(
-        worker=worker_settings(device or manifest.device, manifest.dtype, offline, timeout),
+        worker=worker_settings(device or manifest.device, manifest.dtype, offline, timeout, isolation, memory),
         batch_size=batch_size or manifest.batch_size,
         limit=manifest.limit,
         data_dirs=parse_pairs(data_dir or [], "--data-dir"),

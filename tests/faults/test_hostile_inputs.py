@@ -32,7 +32,7 @@ from bench.bundle import BundleIndex, read_results, validate_bundle
 from bench.cli import main
 from bench.data.images import MAX_IMAGE_BYTES, MAX_SCANS, PIXEL_LIMIT, WEBP_PIXEL_LIMIT
 from bench.data.registry import load_collection, parse_dataset
-from bench.errors import InputError, RoveError
+from bench.errors import InputError, RoveError, SubmissionError
 from bench.evidence import read_evidence
 from bench.generated import verify_generated
 from bench.records import MAX_TOML_BYTES, Record, RunManifest, read_json
@@ -823,9 +823,7 @@ def of_weights() -> Iterator[Case]:
         "a pickle": made.FOREIGN["pickle"],
     }
     for label, data in files.items():
-        yield Case(
-            f"weights: {label}", partial(_load_weights, data), "weights.*safetensors_rust.SafetensorError|header"
-        )
+        yield Case(f"weights: {label}", partial(_load_weights, data), "weights: SafetensorError: .*header")
 
 
 WEIGHTS_MODEL = """
@@ -867,7 +865,8 @@ def test_refused_by_name_or_read_right(case: Case, tmp_path: Path) -> None:
         assert isinstance(found, RoveError), f"accepted: {found!r}"
         message = str(found)
         assert re.search(case.expected, message, re.DOTALL), message
-        assert REMEDY.search(message), f"neither expectation nor remedy: {message}"
+        quoted = isinstance(found, SubmissionError)
+        assert quoted or REMEDY.search(message), f"neither expectation nor remedy: {message}"
         assert len(message) < 6_000
     else:
         assert not isinstance(found, RoveError), found
@@ -894,38 +893,31 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        (["preview", "gaussian_noise", "bomb.png"], "too large to decode"),
-        (["preview", "gaussian_noise", "pipe.png"], "no file; expected an image"),
-        (["describe", "\x1b[31mred"], "unknown name '\ufffd[31mred'"),
-        (["validate", "bundle"], "expected plain files"),
-        (["verify", "bundle"], "manifest.json"),
-        (["run", "./submission", "--suite", "demo-v1"], "submission.toml"),
-    ],
-    ids=lambda value: "-".join(value)[:40] if isinstance(value, list) else "",
-)
+COMMANDS = {
+    "preview gaussian_noise bomb.png": "too large to decode",
+    "preview gaussian_noise pipe.png": "no file; expected an image",
+    "describe \x1b[31mred": "unknown name '\ufffd[31mred'",
+    "validate bundle": "expected plain files",
+    "verify bundle": "manifest.json",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=ascii)
 def test_the_command_says_it_in_one_line(
-    command: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bomb.png").write_bytes(made.png(50_000, 50_000))
     Path("bundle").mkdir()
-    Path("submission").mkdir()
-    for name in ("pipe.png", "bundle/run.json", "submission/submission.toml"):
+    for name in ("pipe.png", "bundle/run.json"):
         os.mkfifo(name)
-    monkeypatch.setattr(sys, "argv", ["rove", *command])
+    monkeypatch.setattr(sys, "argv", ["rove", *command.split(" ")])
     with pytest.raises(SystemExit) as ended:
         main()
     said = capsys.readouterr()
-    TRIED[" ".join(command)] = "refused"
+    TRIED[command] = "refused"
     assert ended.value.code in (2, 3)
-    assert message in said.err
+    assert COMMANDS[command] in said.err
     assert said.err.count("\n") == 1
     assert said.err.startswith("rove: ")
     assert "\x1b" not in said.err
@@ -952,5 +944,5 @@ def test_figures(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequ
             f"\nhostile inputs: {len(TRIED)} tried, {counts['refused']} refused by name, {counts['read']} read right, "
             "0 other exceptions"
         )
-    assert len(TRIED) == len(CASES) + 6
+    assert len(TRIED) == len(CASES) + len(COMMANDS)
     assert len(TRIED) >= 100

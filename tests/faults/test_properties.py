@@ -21,7 +21,7 @@ from bench.metrics import HIT_CUTOFFS, METRICS, find_metric, has_ties, score_que
 from bench.retrieval.exact import Positives, Ranking, rank_positives
 from bench.store import replacing, write_atomic
 
-some = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 Case = tuple[np.ndarray, np.ndarray, list[list[int]]]
 
