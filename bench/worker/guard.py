@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from bench.worker.memory import descendants_of, resident_bytes_of
+from bench.worker.memory import descendants_of, proportional_bytes_of, resident_bytes_of
 
 POLL_S = 1.0
 SWEEP_S = 10.0
@@ -62,8 +62,8 @@ def guard(
         if status is not None or lifeline.fileno() in ready:
             report["status"] = status
             break
-        if memory_bytes is not None and (found := _resident_bytes()) > memory_bytes:
-            report["resident_bytes"] = found
+        if memory_bytes is not None and (taken := _bytes_above(memory_bytes)) is not None:
+            report["resident_bytes"] = taken
             break
     return {**report, "left": sweep(child)}
 
@@ -120,8 +120,16 @@ def _reap(child: int) -> int | None:
     return status
 
 
-def _resident_bytes() -> int:
-    return sum(resident_bytes_of(pid) or 0 for pid in descendants_of(os.getpid()))
+def _bytes_above(most: int) -> int | None:
+    """The memory that everything started takes together, if it is more than `most`.
+
+    What processes share counts for each of them at first, which is quick to find, and once where that is too much.
+    """
+    pids = descendants_of(os.getpid())
+    if sum(resident_bytes_of(pid) or 0 for pid in pids) <= most:
+        return None
+    taken = sum(proportional_bytes_of(pid) or 0 for pid in pids)
+    return taken if taken > most else None
 
 
 def _adopt_orphans() -> None:

@@ -13,7 +13,7 @@ def peak_bytes_of(pid: int | str) -> int | None:
 
     Source: VmHWM in proc(5).
     """
-    return _status(pid, "VmHWM:")
+    return _field(PROCESSES / str(pid) / "status", "VmHWM:")
 
 
 def resident_bytes_of(pid: int) -> int | None:
@@ -21,7 +21,15 @@ def resident_bytes_of(pid: int) -> int | None:
 
     Source: VmRSS in proc(5).
     """
-    return _status(pid, "VmRSS:")
+    return _field(PROCESSES / str(pid) / "status", "VmRSS:")
+
+
+def proportional_bytes_of(pid: int) -> int | None:
+    """The same with every page divided by the number of processes that have it: slower to find; None if nobody tells.
+
+    Source: Pss in proc_pid_smaps(5).
+    """
+    return _field(PROCESSES / str(pid) / "smaps_rollup", "Pss:")
 
 
 def peak_bytes_of_all(pids: Iterator[int] | list[int]) -> int | None:
@@ -48,9 +56,9 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
-def _status(pid: int | str, field: str) -> int | None:
+def _field(path: Path, field: str) -> int | None:
     try:
-        lines = (PROCESSES / str(pid) / "status").read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return None
     found = [line.split()[1] for line in lines if line.startswith(field)]

@@ -303,7 +303,7 @@ def asks_for_too_much(images):
 def takes_all_memory(images):
     held = []
     while True:
-        held.append(np.ones(1 << 22))
+        held.append(np.ones(1 << 24))
 
 
 @bad("crash")

@@ -17,7 +17,7 @@ from bench.records import Record, Timing, read_json
 from bench.worker.guard import SWEEP_S
 from bench.worker.memory import descendants_of
 
-SHIFTS = ("gaussian_noise", "typo_keyboard", "defocus_blur", "typo_swap", "jpeg_compression", "word_delete")
+SHIFTS = ("gaussian_noise", "typo_keyboard", "defocus_blur", "typo_char_swap", "jpeg_compression", "word_delete")
 SEVERITIES, IMAGES = 5, 4
 HEAD = """
 name = "kills"
@@ -30,6 +30,11 @@ seeds = {seeds}
 
 [collections]
 "scenes/test" = {images}
+
+[[cells]]
+collection = "scenes/test"
+shifts = ["clean_canvas"]
+reason = "What the others are measured against."
 """
 CELL = """
 [[cells]]
@@ -41,7 +46,7 @@ reason = "For a test."
 
 
 def write_suite(path: Path, n_seeds: int) -> Path:
-    """A suite of 30 cells for each seed."""
+    """A suite of 30 cells for each seed, and a clean one."""
     head = HEAD.format(seeds=list(range(n_seeds)), images=IMAGES)
     path.write_text(head + "".join(CELL.format(shift=shift) for shift in SHIFTS))
     return path
