@@ -1,6 +1,7 @@
 """Random and altered bytes for everything that parses: only an error of Rove may come out, or something that was read.
 
-Each parser gets random bytes, and good files of its own with pieces cut, doubled, overwritten or exchanged. The quick
+Each parser gets random bytes, and good files of its own with pieces cut, doubled, overwritten or exchanged, or with
+another value somewhere in their JSON. The quick
 test tries N_QUICK inputs of each of the parsers; the slow one (`make test-slow`) N_SLOW of each and prints how many
 that were. Both are made from seeds: the same inputs every time, the slow test's first ones those of the quick test.
 """
@@ -12,7 +13,7 @@ import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hostile_files as made
 import numpy as np
@@ -36,8 +37,28 @@ from shifts.catalogue import parse_shift
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:PIL")
 
-N_QUICK, N_SLOW = 60, 20_000
+N_QUICK, N_SLOW = 150, 20_000
 Rng = np.random.Generator
+VALUES = (
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        2**63,
+        10**400,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        "\0",
+        "\ud800",
+        "../a.jpg",
+        "a" * 5_000,
+    ),
+    *([], {}, [[]], [None] * 50, {"": {}}, {"raw": 1}, "a.jpg", "test", "\u202e", [[[[[[[[[]]]]]]]]]),
+)
 RESULTS = Path(__file__).parents[2] / "leaderboard" / "results" / "demo-core-v1" / "tiny-8-epochs" / "r1"
 TOKENS = (
     *(
@@ -118,7 +139,8 @@ def coco_documents() -> list[bytes]:
 
 
 def lines() -> list[bytes]:
-    return [b'{"file_name": "a.jpg", "captions": ["a", "b"], "label": 3}\n\n', b'{"file_name": "a.jpg", "text": "a"}']
+    entries = [{"file_name": "a.jpg", "captions": ["a", "b"], "label": 3}, {"file_name": "a.jpg", "text": "a"}]
+    return [json.dumps(entry).encode() for entry in entries]
 
 
 def tables() -> list[bytes]:
@@ -173,9 +195,22 @@ def altered(rng: Rng, samples: list[bytes]) -> bytes:
     if rng.random() < 0.1:
         return rng.bytes(int(rng.integers(0, 400)))
     data = samples[int(rng.integers(len(samples)))]
+    if data.startswith(b"{") and rng.random() < 0.5:
+        return json.dumps(put(rng, json.loads(data))).encode()
     for _ in range(int(rng.integers(1, 5))):
         data = change(rng, data, samples)
     return data
+
+
+def put(rng: Rng, value: object) -> object:
+    """Another value in place of one somewhere in a document, now and then of the whole."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.9:
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = keys[int(rng.integers(len(keys)))]
+        copy: Any = dict(value) if isinstance(value, dict) else list(value)
+        copy[key] = put(rng, copy[key])
+        return copy
+    return VALUES[int(rng.integers(len(VALUES)))]
 
 
 def change(rng: Rng, data: bytes, samples: list[bytes]) -> bytes:
