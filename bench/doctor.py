@@ -224,8 +224,10 @@ def _has_its_name(path: Path) -> bool:
 def _is_index(path: Path) -> bool:
     """Whether an index is the one of which the facts beside it tell; an unfinished one has none."""
     facts = path.with_name("index.facts")
-    data = unseal(facts.read_bytes()) if facts.is_file() else None
-    return data is None or sha256_of(path) == json.loads(data)["sha256"]
+    if not facts.is_file():
+        return True
+    data = unseal(facts.read_bytes())
+    return data is not None and sha256_of(path) == json.loads(data)["sha256"]
 
 
 _CHECKS = {

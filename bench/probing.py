@@ -234,9 +234,12 @@ def _see(tower: _Tower, batch_size: int) -> _Seen:
 
 
 def _measure_speed(first_ms: Times, repeated_ms: Float[np.ndarray, "n_passes n_batches"], altered_ms: Times) -> _Speed:
-    """What the passes took: a pass alone may be disturbed, so that the faster one of two far apart is taken."""
+    """What the passes took: a pass alone may be disturbed, so that the faster one of two far apart is taken.
+
+    Usual is what the quicker passes of the first half took, since slow calls may begin within it.
+    """
     n_passes, n_batches = repeated_ms.shape
-    usual = np.median(repeated_ms[: n_passes // 2], axis=0)
+    usual = np.quantile(repeated_ms[: n_passes // 2], 0.25, axis=0)
     new, late = (np.minimum(ms[:n_batches], altered_ms[:n_batches]) for ms in (first_ms, repeated_ms[-1]))
     return _Speed(*(float(np.median(ms)) for ms in (usual, new, late)))
 

@@ -273,8 +273,11 @@ class _Runner:
             self._close_workers()
             return blank.model_copy(update={"status": error.status, "reason": str(error)[:8000]})
         except (MissingError, NotApplicable) as error:
-            status = "skipped" if isinstance(error, NotApplicable) else "error"
-            return blank.model_copy(update={"status": status, "reason": str(error)[:8000]})
+            if isinstance(error, NotApplicable):
+                blank = blank.model_copy(update={"status": "skipped", "isolation": ""})
+            else:
+                blank = blank.model_copy(update={"status": "error"})
+            return blank.model_copy(update={"reason": str(error)[:8000]})
         path = cell_files(self._folder, cell)[1]
         write_atomic(path, evidence)
         timing = record.timing.model_copy(update={"wall_s": time.perf_counter() - started})

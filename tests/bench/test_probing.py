@@ -21,6 +21,7 @@ from bench.errors import InputError, SubmissionCrash
 from bench.probing import LOWEST_COSINE
 from bench.records import DONE, PROBES, Probe, RunManifest, read_json, to_json
 from bench.run import RunResult, RunSettings, run_suite
+from bench.store import write_with_proof
 from bench.submission import Submission, find_submission
 from bench.suites import Suite, read_suite
 
@@ -235,7 +236,7 @@ def test_a_bundle_has_all_probes_or_none(finished_run: RunResult, tmp_path: Path
     probes = finished_run.manifest.probes
     second = Probe(name="second stage", status="passed")
     for place, (wrong, works) in enumerate([((), True), (probes[1:], False), ((*probes, second), False)]):
-        (folder / "run.json").write_bytes(to_json(finished_run.manifest.model_copy(update={"probes": wrong})))
+        write_with_proof(folder / "run.json", to_json(finished_run.manifest.model_copy(update={"probes": wrong})))
         bundle = make_bundle(folder, tmp_path / str(place), overwrite=False)
         if works:
             assert not validate_bundle(bundle).manifest.obstacle
