@@ -245,9 +245,11 @@ class _Section:
             rows = sorted((pair.row for pair in fitted if pair.base is base), key=lambda row: row.standing.order)
             if len(rows) > 1:
                 alike = [row for row in self._ties(SHIFTED, rows[0]) if row in rows]
-                gain = _signed(self._difference(SHIFTED, rows[0], base))
+                gain = self._difference(SHIFTED, rows[0], base)
+                gains = gain is not None and gain.value > 0 and is_told(gain)
+                said = "gains most under shift" if gains else "stands first, but no gain under shift can be told"
                 yield (
-                    f"**Recipe on {_label(base)}**: {_label(rows[0])} gains most under shift, {gain}. "
+                    f"**Recipe on {_label(base)}**: {_label(rows[0])} {said}, {_signed(gain)}. "
                     f"{_describe_cheapest(rows[0], alike)}"
                 )
 

@@ -120,6 +120,8 @@ def test_among_recipes_that_gain_alike_the_cheapest_are_named() -> None:
     assert "**Recipe on `base`**: `dear` gains most under shift, +11.0" in text
     assert "Not told apart from it: `lean`, `quick`. Of these `lean` learns fewest parameters, 20;" in text
     assert "`quick` takes least time, 0.40 of full fine-tuning's." in text
+    level = said(board_of([entry_of("base", 0.56), dear, lean]))
+    assert "**Recipe on `base`**: `dear` stands first, but no gain under shift can be told, 0.0" in level
 
 
 @pytest.mark.parametrize(("r1", "verdict"), [(0.55, "pays"), (0.35, "costs"), (0.452, "cannot be told to pay")])
