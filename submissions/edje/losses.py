@@ -162,4 +162,4 @@ def align_loss(
     aligned = model.stage.aligned
     if aligned is None:
         return tokens.new_zeros(())
-    return match_pairs(aligned(words, tokens.unsqueeze(1)).float(), also_true)
+    return match_pairs(aligned.table(words, tokens).float(), also_true)

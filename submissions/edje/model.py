@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 import torch
-from jaxtyping import Float, Float16, Int
+from jaxtyping import Bool, Float, Float16, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -140,12 +140,28 @@ class Aligned(nn.Module):
         nn.init.eye_(self.words.weight)
         nn.init.zeros_(self.words.bias)
 
-    def forward(self, words: Words, tokens: Float[Tensor, "*n n_tokens width"]) -> Float[Tensor, "*n"]:
-        """Of each caption with the tokens beside it, or of every image where `tokens` is (images, 1, ...)."""
-        asked = functional.normalize(self.words(words.states), dim=-1)
-        cosines = asked @ functional.normalize(tokens, dim=-1).transpose(-1, -2)
+    def forward(self, words: Words, tokens: Float[Tensor, "n n_tokens width"]) -> Float[Tensor, " n"]:
+        """Of each caption with the tokens beside it."""
+        asked, tokens = self._unit(words, tokens)
+        return self._mean(asked @ tokens.transpose(1, 2), words.seen)
+
+    def table(
+        self, words: Words, tokens: Float[Tensor, "n_images n_tokens width"]
+    ) -> Float[Tensor, "n_images n_captions"]:
+        """Of every image with every caption, by one product of matrices."""
+        asked, tokens = self._unit(words, tokens)
+        cosines = tokens.flatten(0, 1) @ asked.flatten(0, 1).T
+        cosines = cosines.view(*tokens.shape[:2], *asked.shape[:2]).permute(0, 2, 3, 1)
+        return self._mean(cosines, words.seen)
+
+    def _unit(self, words: Words, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.normalize(self.words(words.states), dim=-1), functional.normalize(tokens, dim=-1)
+
+    def _mean(
+        self, cosines: Float[Tensor, "*n length n_tokens"], seen: Bool[Tensor, "n length"]
+    ) -> Float[Tensor, "*n"]:
         found = torch.logsumexp(ALIGNED_SCALE * cosines.float(), dim=-1) / ALIGNED_SCALE
-        return self.log_scale.exp() * (found * words.seen).sum(dim=-1) / words.seen.sum(dim=-1)
+        return self.log_scale.exp() * (found * seen).sum(dim=-1) / seen.sum(dim=-1)
 
 
 class Reranking(Changed):
