@@ -140,21 +140,24 @@ class Embedder:
     ) -> Float32[np.ndarray, " n_pairs"]:
         """The second stage's scores of `tokens[images]` with the texts beside them; nothing is cached.
 
-        Tokens are gathered batch by batch: those of all pairs at once need not fit into memory.
+        Tokens are gathered batch by batch: those of all pairs at once need not fit into memory. Pairs go by the lengths
+        of their texts, so that a batch has little padding, and those of one text together, so that it is read once.
 
         Raises:
             UsageError: the submission has no second stage.
             SubmissionError: the submission failed; the next call starts it afresh.
         """
-        parts = [np.empty(0, np.float32)]
+        order = np.array(sorted(range(len(texts)), key=lambda row: (len(texts[row]), texts[row])), np.intp)
+        scores = np.empty(len(texts), np.float32)
         try:
             for start in range(0, len(texts), self._batch_size):
-                rows = slice(start, start + self._batch_size)
-                parts.append(self._running("texts").score_pairs(tokens[images[rows]], texts[rows]))
+                rows = order[start : start + self._batch_size]
+                asked = [texts[row] for row in rows]
+                scores[rows] = self._running("texts").score_pairs(tokens[images[rows]], asked)
         except SubmissionError:
             self.close()
             raise
-        return np.concatenate(parts)
+        return scores
 
     def _from_images(
         self, tower: Tower, images: Sequence[Image], prepare: Prepare, identity: object, progress: Progress
