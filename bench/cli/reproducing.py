@@ -152,13 +152,17 @@ def _print_cells(reproduction: Reproduction) -> None:
     rows: list[tuple[str, ...]] = []
     for repeat in reproduction.repeats:
         if not repeat.outcomes:
-            rows.append((repeat.cell, "", "", "", "", "", "", repeat.verdict))
+            rows.append((repeat.cell, "", "", "", "", "", repeat.verdict))
         for outcome in repeat.outcomes:
             r1 = (f"{100 * part['hit@1']:.2f}" for part in (outcome.stated, outcome.found))
-            figures = f"{outcome.largest_pp:.2f}", f"{outcome.tolerance_pp:.2g}", f"{100 * outcome.moved:.1f}"
+            figures = f"{outcome.largest_pp:.2f} of {outcome.tolerance_pp:.2g}", f"{100 * outcome.moved:.1f}"
             rows.append((repeat.cell, outcome.name, *r1, *figures, repeat.verdict))
-    columns = ["cell", "", "R@1 stated", "again", "largest pp", "allowed", "ranks moved %", ""]
-    print_table("run again: R@1 in %, and the largest difference of any metric that is a share", columns, rows)
+    columns = ["cell", "", "R@1", "again", "off", "moved", ""]
+    print_table(
+        "run again: R@1 and ranks that moved, %; what the metric that differs most is off, of what it may be, pp",
+        columns,
+        rows,
+    )
     for repeat in reproduction.repeats:
         if repeat.reason:
             print_note(f"{repeat.cell}: {repeat.verdict}: {repeat.reason}")
