@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from bench.attack import N_EXAMINED
 from bench.data.scenes import load_scenes
 from bench.embed import checked_vectors
 from bench.errors import ProtocolError, SubmissionError
+from bench.probing import compare_scores, score_again
 from bench.records import CLEAN, Cell
 from bench.reliability import MIN_COSINE
-from bench.run import RunSettings
+from bench.run import RunSettings, choose_rerank_k
 from bench.stats import detectable_difference
 from bench.submission import Submission
 from bench.suites import Suite, list_suites
@@ -59,10 +60,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Speed:
-    """Milliseconds per item, batched, as the harness sees them."""
+    """Milliseconds per item, batched, as the harness sees them; of a second stage per pair, and pairs per query."""
 
     image_ms: float
     text_ms: float
+    pair_ms: float = 0.0
+    rerank_k: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,13 @@ def check_submission(submission: Submission, settings: WorkerSettings, batch_siz
             _check_tower(report, "texts", worker.encode_texts, texts, list(_HARD_TEXTS))
         if worker.loaded.differentiable:
             check_gradient(worker, settings.dtype, report)
+        if worker.loaded.reranker:
+            _look(report, {"second stage": lambda: _second_stage(worker, images, texts)})
         if report.passed:
-            speed = measure_speed(worker, batch_size)
-            detail = f"{speed.image_ms:.1f} ms an image, {speed.text_ms:.2f} ms a caption in batches of {batch_size}"
-            report.steps.append(Step("speed", True, detail))
+            with _step(report, "speed"):
+                speed = measure_speed(worker, batch_size, choose_rerank_k(submission, None))
+                report.steps.append(Step("speed", True, _describe(speed, batch_size)))
+        if report.passed:
             report.suite_seconds = {s.label: estimate_seconds(s, speed) for s in list_suites().values()}
     return report
 
@@ -111,7 +117,7 @@ def check_gradient(worker: Worker, dtype: str, report: Report) -> None:
 def plan_run(submission: Submission, suite: Suite, settings: RunSettings) -> Plan:
     """What `rove run` would do; loads the submission to measure its speed."""
     with Worker(submission, settings.worker) as worker:
-        speed = measure_speed(worker, settings.batch_size)
+        speed = measure_speed(worker, settings.batch_size, choose_rerank_k(submission, settings.rerank_k))
     sizes = _sizes(suite, settings.limit)
     n_images = max(sizes.values())
     per_cell = [6 * sizes[cell.collection] for cell in suite.cells]
@@ -124,22 +130,33 @@ def plan_run(submission: Submission, suite: Suite, settings: RunSettings) -> Pla
     )
 
 
-def measure_speed(worker: Worker, batch_size: int) -> Speed:
+def measure_speed(worker: Worker, batch_size: int, rerank_k: int) -> Speed:
     """The speed of a loaded submission: median of three batches after one to warm up."""
     images, texts = _samples()
-    return Speed(
+    speed = Speed(
         _ms_per_item(worker.encode_images, _repeated(images, batch_size)),
         _ms_per_item(worker.encode_texts, _repeated(texts, batch_size)),
     )
+    if not worker.loaded.reranker:
+        return speed
+    tokens = worker.image_tokens(images)[np.arange(batch_size) % len(images)]
+    asked = [texts[row // rerank_k % len(texts)] for row in range(batch_size)]
+    pair_ms = _ms_per_item(lambda captions: worker.score_pairs(tokens, captions), asked)
+    return replace(speed, pair_ms=pair_ms, rerank_k=rerank_k)
 
 
 def estimate_seconds(suite: Suite, speed: Speed, limit: int | None = None) -> float:
-    """How long a run of `suite` takes with nothing cached; five captions an image are assumed."""
+    """How long a run of `suite` takes with nothing cached; five captions an image are assumed.
+
+    Of a second stage the pairs that are ranked count, not those by which an attack searches.
+    """
     sizes = _sizes(suite, limit)
     seconds = 0.0
     for cell in suite.cells:
         n_images = min(sizes[cell.collection], cell.n_images or sizes[cell.collection])
-        seconds += n_images * _per_image_ms(cell, speed) / 1000
+        asking = ("i2t" in cell.directions) + 5 * ("t2i" in cell.directions)
+        second_ms = asking * min(speed.rerank_k, 5 * n_images) * speed.pair_ms
+        seconds += n_images * (_per_image_ms(cell, speed) + second_ms) / 1000
     examination = EXAMINATION_PASSES * speed.image_ms if any(cell.is_attack for cell in suite.cells) else 0.0
     return seconds + (sum(sizes.values()) * 5 * speed.text_ms + examination) / 1000
 
@@ -151,6 +168,30 @@ def _per_image_ms(cell: Cell, speed: Speed) -> float:
         return n_images * speed.image_ms + 5 * n_texts * speed.text_ms
     text_cell = cell.shift not in CLEAN and parse_shift(cell.shift)[0].modality.endswith("text")
     return 5 * speed.text_ms if text_cell else speed.image_ms
+
+
+def _second_stage(worker: Worker, images: list[np.ndarray], texts: list[str]) -> str:
+    """What is kept of an image, and whether pairs are scored one by one.
+
+    Raises:
+        ProtocolError: a score depends on the pairs beside it.
+    """
+    tokens = worker.image_tokens(images)
+    asked = [texts[(row + shift) % len(texts)] for shift in (0, 1) for row in range(len(images))]
+    tokens = np.concatenate([tokens, tokens])
+    _, holds, told = compare_scores(
+        score_again(worker, tokens, asked, 8), worker.score_pairs(tokens, asked), MIN_COSINE
+    )
+    if not holds:
+        raise ProtocolError(f"{told}; a score is of its own image and caption alone, whatever stands beside them.")
+    return f"{tokens[0].nbytes:,} bytes an image, {told}"
+
+
+def _describe(speed: Speed, batch_size: int) -> str:
+    told = f"{speed.image_ms:.1f} ms an image, {speed.text_ms:.2f} ms a caption"
+    if speed.rerank_k:
+        told += f", {speed.pair_ms:.2f} ms a pair ({speed.rerank_k} for each query)"
+    return f"{told} in batches of {batch_size}"
 
 
 def _check_tower(

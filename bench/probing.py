@@ -186,7 +186,7 @@ def _probe_again(
         ]
         if scores is not None:
             tokens, _ = _encode(worker.image_tokens, pixels[:_PAIR_IMAGES], _SMALL_BATCH)
-            found = _score_again(worker, tokens[pairs[0]], [texts[row] for row in pairs[1]], batch_size)
+            found = score_again(worker, tokens[pairs[0]], [texts[row] for row in pairs[1]], batch_size)
             probes.append(_probe_second_stage(found, scores, lowest))
     return probes
 
@@ -273,7 +273,7 @@ def _repeat(
     return vectors, np.stack(ms)
 
 
-def _score_again(worker: Worker, tokens: np.ndarray, texts: list[str], batch_size: int) -> list[np.ndarray]:
+def score_again(worker: Worker, tokens: np.ndarray, texts: list[str], batch_size: int) -> list[np.ndarray]:
     """The scores of pairs by the second stage: in small batches, backwards, and twice in a batch; in their order."""
 
     def score(rows: Rows, size: int) -> np.ndarray:
@@ -301,14 +301,19 @@ def _probe_cosine(name: ProbeName, cosine: float, lowest: float) -> Probe:
     return Probe(name=name, status="passed" if cosine >= lowest else "failed", figure=round(cosine, 6), detail=detail)
 
 
-def _probe_second_stage(found: Sequence[np.ndarray], scores: np.ndarray, lowest: float) -> Probe:
-    """Whether scores move by less than unit vectors may that have the lowest cosine, in deviations of the scores."""
+def compare_scores(found: Sequence[np.ndarray], scores: np.ndarray, lowest: float) -> tuple[float, bool, str]:
+    """By how much of their deviation scores move, whether that is at most what unit vectors of the lowest cosine are
+    apart, and both in words.
+    """
     largest = math.sqrt(2 - 2 * lowest)
     change = max(float(np.abs(part - scores).max()) for part in found) / (float(scores.std()) or 1.0)
-    detail = f"a pair's score moves by up to {change:.4f} of the scores' deviation (at most {largest:.3f})"
-    return Probe(
-        name="second stage", status="passed" if change <= largest else "failed", figure=round(change, 6), detail=detail
-    )
+    told = f"a pair's score moves by up to {change:.4f} of the scores' deviation (at most {largest:.3f})"
+    return change, change <= largest, told
+
+
+def _probe_second_stage(found: Sequence[np.ndarray], scores: np.ndarray, lowest: float) -> Probe:
+    change, holds, detail = compare_scores(found, scores, lowest)
+    return Probe(name="second stage", status="passed" if holds else "failed", figure=round(change, 6), detail=detail)
 
 
 def _probe_memory(scored: Scored, sample: _Sample, images: Vectors, captions: Vectors) -> Probe:
