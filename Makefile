@@ -21,9 +21,9 @@ demo: .venv/.installed
 	$(ROVE) site build out/demo-bundle --output out/site
 	@echo "Open $(CURDIR)/out/site/index.html"
 
-# What CI runs: lint, types, import rules, tests.
+# What CI runs: lint, types, import rules, tests; a file's tests share what is dear to make, so they stay together.
 test: .venv/.installed check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: .venv/.installed
 	$(BIN)/ruff check .
