@@ -43,8 +43,8 @@ _CONVENTIONS = (
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])([^)#\s]+)")
 _INTERFACES = """# Interfaces
 
-The types that a submission, a recipe and the harness share. A [submission](../../submissions/README.md) implements `Encoder`, and
-whichever of the others it can; a [recipe](../recipes.md) takes a `FitContext` and returns `FitFacts`.
+The types that a submission, a recipe and the harness share. A [submission](../../submissions/README.md) implements
+`Encoder`, and whichever of the others it can; a [recipe](../recipes.md) takes a `FitContext` and returns `FitFacts`.
 
 ::: bench.types
 """
