@@ -41,6 +41,7 @@ _CONVENTIONS = (
     "3 an input is not valid, 4 the submission failed, 5 the run is incomplete, 130 interrupted."
 )
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])([^)#\s]+)")
+_PLAIN = re.compile(r"[|<*_\[]")
 _INTERFACES = """# Interfaces
 
 The types that a submission, a recipe and the harness share. A [submission](../../submissions/README.md) implements
@@ -158,5 +159,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _escaped(cell: str) -> str:
     """Text that ends no cell, opens no tag and sets nothing in italics; names in code stay as they are."""
-    parts = re.split(r"(`[^`]*`)", " ".join(cell.split()).replace("|", r"\|"))
-    return "".join(part if part.startswith("`") else re.sub(r"([<*_\[])", r"\\\1", part) for part in parts)
+    parts = re.split(r"(`[^`]*`)", " ".join(cell.split()))
+    return "".join(
+        part if part.startswith("`") else _PLAIN.sub(lambda sign: f"&#{ord(sign[0])};", part) for part in parts
+    )
