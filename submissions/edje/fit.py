@@ -9,10 +9,10 @@ caption that is also true of another image is no negative of it.
 What is ours, for small machines: the score begins with the first stage's cosine (`first_stage`), as BLIP's evaluation
 adds the similarity of its own first stage (`train_retrieval.py` of github.com/salesforce/BLIP), less what hubs have of
 it (`bank`); how much of each is chosen on the validation images after each epoch, not learnt, because the base may have
-been fitted on the training pairs; only the last `fused` layers of the joint encoder see the image; the adapter is `inner`
-wide (0: as the tower); the logit begins with words' likeness to tokens one by one (`aligned`), which has a loss of its
-own (`align`); `mlm`, `text` and `distill` are off, as a step with them takes two to three times as long. Rate, decay,
-batch and epochs are ours too. The validation R@1 is that after re-ranking.
+been fitted on the training pairs; only the last `fused` layers of the joint encoder see the image; the adapter is
+`inner` wide (0: as the tower); the logit begins with words' likeness to tokens one by one (`aligned`), which has a loss
+of its own (`align`); `mlm`, `text` and `distill` are off, as a step with them takes two to three times as long. Rate,
+decay, batch and epochs are ours too. The validation R@1 is that after re-ranking.
 
 Source: arXiv:2510.06820, section 4.
 """
