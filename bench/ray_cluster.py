@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from collections import Counter
@@ -97,7 +96,7 @@ class Cluster:
 
     def __init__(self, settings: ClusterSettings, device: str) -> None:
         self._n_gpus = _choose_gpus(settings.gpus_per_replica, device)
-        self._n_replicas = _choose_replicas(settings.replicas, self._n_gpus)
+        self.n_replicas = _choose_replicas(settings.replicas, self._n_gpus)
         self._options = {"num_cpus": 1, "num_gpus": self._n_gpus, "scheduling_strategy": "SPREAD"}
 
     def call(self, function: Callable[..., Any], *arguments: object) -> Any:
@@ -106,7 +105,7 @@ class Cluster:
 
     def replicas(self, inputs: CellInputs, examples: Path) -> RayReplicas:
         """As many replicas as were asked for; `examples` is where the run keeps its attacked items."""
-        return RayReplicas(self._n_replicas, self._options, inputs, examples)
+        return RayReplicas(self.n_replicas, self._options, inputs, examples)
 
 
 def _choose_gpus(asked: float | None, device: str) -> float:
@@ -169,7 +168,7 @@ class RayReplicas:
                 ray.get_runtime_context().get_node_id(), soft=False
             )
             capacity = ray.cluster_resources().get("object_store_memory", 0) / 2
-            self._shelf = _Shelf.options(scheduling_strategy=here).remote(capacity)
+            self._shelf = ray.remote(_Shelf).options(num_cpus=0, scheduling_strategy=here).remote(capacity)
             for _ in range(self._n_replicas):
                 self._add()
         while self._loaded is None:
@@ -178,12 +177,12 @@ class RayReplicas:
 
     def score(self, cells: Sequence[Cell], observer: object) -> Iterator[Score]:
         """What comes of the cells, as they are finished."""
-        for cell, (score, files) in self._work(cells) if cells else ():
+        for _, (score, files) in self._work(cells) if cells else ():
             _write_files(self._examples, files)
-            if score.record.key != self._inputs.key(cell, self._rerank_k):
+            if score.record.key != self._inputs.key(score.record.cell, self._rerank_k):
                 raise InputError(
-                    f"{cell.id} was scored on other data than this machine has at the same path; expected the same on "
-                    "every node."
+                    f"{score.record.cell.id} was scored on other data than lie here at the same path; expected the same "
+                    "on every node."
                 )
             yield score
 
@@ -205,7 +204,8 @@ class RayReplicas:
 
     def _add(self) -> None:
         handed_on = {name: os.environ.get(name) for name in _HANDED_ON}
-        replica = _Replica.options(**self._options).remote(self._inputs, self._shelf, handed_on, os.getcwd())
+        actor = ray.remote(_Replica).options(max_concurrency=2, **self._options)  # one for stop()
+        replica = actor.remote(self._inputs, self._shelf, handed_on, os.getcwd())
         self._held[replica] = set()
         self._starting[replica.start.remote()] = replica
 
@@ -231,9 +231,10 @@ class RayReplicas:
         """Gives each idle replica the first task for which nothing is being made yet."""
         for replica in [*self._idle]:
             being_made = {name for _, task in self._busy.values() for name in self._names(task)} - self._made
-            task = next((task for task in waiting if not self._names(task) & being_made), False)
-            if task is False:
+            ready = [task for task in waiting if not self._names(task) & being_made]
+            if not ready:
                 return
+            task = ready[0]
             waiting.remove(task)
             self._idle.remove(replica)
             names = self._names(task)
@@ -305,15 +306,16 @@ class RayReplicas:
 # What follows runs on the nodes.
 
 
-@ray.remote(max_concurrency=2)
 class _Replica:
     """A replica and its submission's processes; it is given one task at a time, and can be stopped meanwhile."""
+
+    _examples: Path
+    _replica: Replica
 
     def __init__(self, inputs: CellInputs, shelf: Any, handed_on: Mapping[str, str | None], folder: str) -> None:
         self._inputs, self._shelf, self._handed_on, self._folder = inputs, shelf, handed_on, folder
         self._name = ray.get_runtime_context().get_actor_id()
-        self._examples: Path | None = None
-        self._replica: Replica | None = None
+        self._ends = contextlib.ExitStack()
 
     def start(self) -> Loaded:
         """Loads the submission, if this node is as it must be."""
@@ -321,8 +323,8 @@ class _Replica:
         from bench.replica import Replica
 
         check_node(self._inputs)
-        self._examples = Path(tempfile.mkdtemp(prefix="rove-examples-"))
-        self._replica = Replica(self._inputs, self._examples, self._share)
+        self._examples = Path(self._ends.enter_context(tempfile.TemporaryDirectory(prefix="rove-examples-")))
+        self._replica = self._ends.enter_context(contextlib.closing(Replica(self._inputs, self._examples, self._share)))
         return self._replica.start()
 
     def score(self, cell: Cell, names: set[str], files: Files) -> tuple[Score, Files]:
@@ -338,10 +340,7 @@ class _Replica:
 
     def stop(self) -> None:
         """Ends the submission's processes, whatever they are at, and leaves nothing on the node but its cache."""
-        if self._replica is not None:
-            self._replica.close()
-        if self._examples is not None:
-            shutil.rmtree(self._examples, ignore_errors=True)
+        self._ends.close()
 
     def _settle(self) -> None:
         """Takes over what the run's own process was started with: Ray sets a number of threads where there is none."""
@@ -371,7 +370,6 @@ class _Replica:
         return made
 
 
-@ray.remote(num_cpus=0)
 class _Shelf:
     """Embeddings by their keys, in the object store; the least recently used make room for others."""
 

@@ -298,6 +298,11 @@ def _print_plan(submission: Submission, suite: Suite, settings: RunSettings, as_
         f"{len(plan.cells)} cells, about {_duration(plan.seconds)} and {plan.disk_bytes / 1e6:.0f} MB; "
         f"the smallest difference in R@1 that {plan.n_images} images can show is about {plan.detectable_pp:.1f} pp."
     )
+    if settings.cluster and settings.cluster.replicas:
+        n_replicas = settings.cluster.replicas
+        print_note(
+            f"shared out to {n_replicas} replicas as fast as this machine: {_duration(plan.seconds / n_replicas)}."
+        )
 
 
 def _print_result(result: RunResult, as_json: bool) -> None:

@@ -17,66 +17,61 @@ import pytest
 from observers import Silent
 
 from bench.cells import ClusterSettings, RunSettings
+from bench.environment import describe_environment, surroundings_of
 from bench.errors import InputError, UsageError
 from bench.records import Record
 from bench.run import RunResult, run_suite
 from bench.submission import Submission, find_submission
 from bench.suites import Suite, read_suite
+from bench.worker.host import WorkerSettings
+from bench.worker.isolation import choose_isolation
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'rove-bench[ray]'")
 
 TWO, LIMIT = ClusterSettings(replicas=2), 6
-TOYS = Path(__file__).parents[1] / "toys"
+TOYS = Path(__file__).resolve().parents[1] / "toys"
 POISONED = """
 import os, signal, sys
+import numpy as np
 sys.path.insert(0, {toy!r})
 from model import Colours
 
 class Poisoned(Colours):
-    def encode_texts(self, texts):
-        if any("typo" in text for text in texts):
-            os.kill(os.getppid(), signal.SIGKILL)
-        return super().encode_texts(texts)
+    def encode_images(self, images):
+        if max(np.asarray(image).mean() for image in images) < 100:
+            guard = open(f"/proc/{{os.getppid()}}/status").read()
+            os.kill(int(guard.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+        return super().encode_images(images)
 
 def load(context):
     return Poisoned(1.0)
 """
-ATTACKED = """
-name = "attacked"
+HEAD = """
+name = "few"
 version = 1
 status = "draft"
-title = "Attacked"
-summary = "Attacks on a few scenes."
+title = "Few"
+summary = "A few cells."
 reference = "colours"
 seeds = [0]
 
 [collections]
 "scenes/test" = 24
-
-[[cells]]
-collection = "scenes/test"
-attacks = ["pgd"]
-budgets = [8]
-threat_models = ["query", "gallery_target", "gallery_all", "distractor"]
-n_images = 6
-reason = "For a test."
-
-[[cells]]
-collection = "scenes/test"
-attacks = ["typo_greedy"]
-budgets = [1]
-threat_models = ["query"]
-n_images = 6
-reason = "For a test."
+"scenes-night/test" = 24
 """
+
+
+def cells(collection: str, more: str = 'shifts = ["clean_canvas"]') -> str:
+    return f'\n[[cells]]\nreason = "For a test."\ncollection = "{collection}"\n{more}\n'
+
+
+ATTACKED = 'attacks = ["pgd"]\nbudgets = [8]\nthreat_models = ["query", "gallery_target"]\nn_images = 6'
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """Nodes would cost seconds each; several workers on one do everything but share a disk."""
-    ray.init(
-        address="local", num_cpus=3, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False
-    )
+    ray.init(address="local", num_cpus=3, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -123,17 +118,19 @@ def find_replicas() -> list[int]:
     return sorted(found)
 
 
-def test_records_are_those_of_the_local_executor(
+def test_records_are_those_of_the_local_executor_though_a_replica_is_lost(
     cluster: None, finished_run: RunResult, colours: Submission, suite: Suite, tmp_path: Path
 ) -> None:
-    observer = Silent()
+    observer = Killer()
     settings = RunSettings(output=tmp_path / "run", batch_size=16, cluster=TWO)
     result = run_suite(colours, suite, settings, observer)
+    assert observer.killed
     assert contents(result.folder) == contents(finished_run.folder)
     assert [record.cell for record in result.records] == list(suite.cells)
     assert sorted(observer.scored) == sorted(cell.id for cell in suite.cells)
     assert verdicts(result) == verdicts(finished_run)
     assert result.manifest.environment == finished_run.manifest.environment
+    assert_no_replica_is_left()
 
 
 @pytest.fixture(scope="module")
@@ -145,36 +142,26 @@ def limited_run(tmp_path_factory: pytest.TempPathFactory, colours: Submission, s
         return run_suite(colours, suite, RunSettings(output=folder / "run", limit=LIMIT), Silent())
 
 
-def test_a_lost_replica_costs_nothing_but_time(
-    cluster: None, limited_run: RunResult, colours: Submission, suite: Suite, tmp_path: Path
-) -> None:
-    observer = Killer()
-    settings = RunSettings(output=tmp_path / "run", limit=LIMIT, cluster=TWO)
-    result = run_suite(colours, suite, settings, observer)
-    assert observer.killed
-    assert contents(result.folder) == contents(limited_run.folder)
-    assert_no_replica_is_left()
-
-
 def test_a_cell_that_takes_every_replica_with_it_has_an_error_and_the_others_go_on(
-    cluster: None, limited_run: RunResult, suite: Suite, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    poisoned = tmp_path / "poisoned.py"
-    poisoned.write_text(POISONED.format(toy=TOYS / "colours"))
-    settings = RunSettings(output=tmp_path / "run", limit=LIMIT, cluster=TWO)
-    submission = find_submission(f"{poisoned}:load")
-    settings = replace(settings, worker=replace(settings.worker, isolation=choose_isolation("none")))
+    monkeypatch.setattr("bench.ray_cluster.MOST_LOST", 2)
+    (tmp_path / "suite.toml").write_text(HEAD + cells("scenes-night/test") + cells("scenes/test"))
+    (tmp_path / "poisoned.py").write_text(POISONED.format(toy=str(TOYS / "colours")))
+    submission, suite = find_submission(f"{tmp_path / 'poisoned.py'}:load"), read_suite(tmp_path / "suite.toml")
+    open_to_all = replace(WorkerSettings(), isolation=choose_isolation("none"))
+    settings = RunSettings(worker=open_to_all, output=tmp_path / "run", limit=LIMIT, cluster=ClusterSettings(1))
     result = run_suite(submission, suite, settings, Silent())
     [failed] = result.failed
-    assert failed.cell.shift == "typo_keyboard:3"
+    assert failed.cell.collection == "scenes-night/test"
     assert failed.status == "error"
-    assert "3 replicas were lost" in failed.reason
-    assert len(result.records) == len(suite.cells)
-    assert "a replica was lost" in caplog.text
+    assert failed.reason.startswith("2 replicas were lost, one after the other")
+    assert len(result.records) == 2
+    assert "a replica was lost, another takes its place" in caplog.text
 
 
 def test_an_interrupted_run_is_finished_by_the_other_executor(
-    cluster: None, limited_run: RunResult, suite_file: Path, tmp_path: Path
+    cluster: None, limited_run: RunResult, colours: Submission, suite: Suite, suite_file: Path, tmp_path: Path
 ) -> None:
     run = [sys.executable, "-m", "bench.cli", "run", str(TOYS / "colours"), "--suite", str(suite_file)]
     run += ["--output", str(tmp_path / "run"), "--limit", str(LIMIT)]
@@ -191,12 +178,13 @@ def test_an_interrupted_run_is_finished_by_the_other_executor(
     assert_no_replica_is_left()
     n_kept = len(list((tmp_path / "run" / "cells").glob("*.json")))
     assert 2 <= n_kept < len(limited_run.records)
-    subprocess.run(run, check=True, capture_output=True)
+    run_suite(colours, suite, RunSettings(output=tmp_path / "run", limit=LIMIT), Silent())
     assert contents(tmp_path / "run") == contents(limited_run.folder)
 
 
 def test_attacked_cells_are_the_same_and_share_their_examples(cluster: None, toys: Path, tmp_path: Path) -> None:
-    (tmp_path / "attacked.toml").write_text(ATTACKED)
+    attacked = cells("scenes/test", ATTACKED)
+    (tmp_path / "attacked.toml").write_text(HEAD + cells("scenes/test") + attacked)
     suite, soft = read_suite(tmp_path / "attacked.toml"), find_submission(str(toys / "soft_colours"))
     local = RunSettings(output=tmp_path / "local", batch_size=5, limit=24)
     run_suite(soft, suite, local, Silent())
@@ -223,14 +211,34 @@ def test_what_the_cluster_cannot_do_is_refused(
         pass
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "asked", "expected"),
+    [
+        ("cuda", None, None, 2),
+        ("cuda", 0.5, None, 4),
+        ("cuda", 0.3, None, 6),
+        ("cuda", 2, None, 1),
+        ("cpu", None, 5, 5),
+    ],
+)
+def test_replicas_are_as_many_as_there_is_room_for(
+    cluster: None, device: str, gpus: float | None, asked: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.ray_cluster import Cluster
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    assert Cluster(ClusterSettings(asked, gpus), device).n_replicas == expected
+
+
 def test_a_node_of_another_kind_is_refused(cluster: None, colours: Submission, suite: Suite) -> None:
     from bench.cells import CellInputs
     from bench.ray_cluster import check_node
 
     with pytest.raises(InputError, match=r"has another submission at .*the same on every node"):
         check_node(CellInputs(replace(colours, fingerprint="0" * 64), suite, RunSettings(), {}))
-    with pytest.raises(InputError, match=r"has imagecorruptions \S+; expected None, as on the first node"):
-        check_node(CellInputs(colours, suite, RunSettings(), {}))
+    here = surroundings_of(describe_environment("cpu", ["numpy"]))
+    with pytest.raises(InputError, match=r"has numpy \S+; expected 1\.0, as on the first node"):
+        check_node(CellInputs(colours, suite, RunSettings(), {**here, "numpy": "1.0"}))
 
 
 def test_without_ray_the_remedy_is_named(suite_file: Path) -> None:
