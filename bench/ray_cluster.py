@@ -181,8 +181,8 @@ class RayReplicas:
             _write_files(self._examples, files)
             if score.record.key != self._inputs.key(score.record.cell, self._rerank_k):
                 raise InputError(
-                    f"{score.record.cell.id} was scored on other data than lie here at the same path; expected the same "
-                    "on every node."
+                    f"{score.record.cell.id} was scored on other data than lie here at the same path; expected the "
+                    "same on every node."
                 )
             yield score
 
