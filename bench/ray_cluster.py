@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections import Counter
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from bench.worker.host import Loaded
 
 MOST_LOST = 3
-_STOP_S, _REMIND_S = 10.0, 60.0
+_ANSWER_S, _STOP_S, _REMIND_S = 5.0, 10.0, 60.0
 _HANDED_ON = ("ROVE_CACHE", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE")
 _log = logging.getLogger("rove")
 Files = dict[str, bytes]
@@ -83,8 +84,11 @@ def _initialise(settings: ClusterSettings) -> None:
             f"--ray-address got '{settings.address}'; expected HOST:PORT or auto, on a node of the cluster."
         )
     try:
+        if settings.address != "auto":  # Ray would go on trying for many minutes
+            host, _, port = settings.address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
         ray.init(address=settings.address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
             f"no Ray cluster at '{settings.address}': {str(error)[:300]}. `ray start --head` starts one; without "
             "--ray-address this machine is used."
@@ -111,7 +115,7 @@ class Cluster:
 def _choose_gpus(asked: float | None, device: str) -> float:
     if device not in ("cpu", "cuda"):
         raise UsageError(f"--device got '{device}' with --executor ray, which chooses GPUs; expected cpu or cuda.")
-    n_gpus = float(device == "cuda") if asked is None else asked
+    n_gpus = float(device == "cuda" if asked is None else asked)
     if (n_gpus > 0) != (device == "cuda"):
         raise UsageError(
             f"--gpus-per-replica got {n_gpus:g} with --device {device}; expected 0 for cpu, more for cuda."

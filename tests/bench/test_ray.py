@@ -241,6 +241,15 @@ def test_a_node_of_another_kind_is_refused(cluster: None, colours: Submission, s
         check_node(CellInputs(colours, suite, RunSettings(), {**here, "numpy": "1.0"}))
 
 
+@pytest.mark.parametrize("address", ["localhost:1", "nowhere", "ray://localhost:10001"])
+def test_an_address_where_no_cluster_is_is_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.ray_cluster import connect
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(UsageError, match=r"no Ray cluster at|expected HOST:PORT or auto"):
+        connect(ClusterSettings(address=address), "cpu").__enter__()
+
+
 def test_without_ray_the_remedy_is_named(suite_file: Path) -> None:
     code = "import sys; sys.modules['ray'] = None; from bench.cli import main; sys.exit(main())"
     run = ["run", str(TOYS / "colours"), "--suite", str(suite_file), "--executor", "ray"]
