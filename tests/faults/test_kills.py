@@ -52,9 +52,16 @@ def write_suite(path: Path, n_seeds: int) -> Path:
     return path
 
 
+def scratch_of(cache: Path) -> Path:
+    """Where the temporary files go of what uses such a cache."""
+    return cache.with_name(f"{cache.name}-scratch")
+
+
 def start(toys: Path, suite: Path, output: Path, cache: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "bench.cli", "-q", "run", str(toys / "colours"), "--suite", str(suite)]
-    environment = {**os.environ, "ROVE_CACHE": str(cache), "PYTHONPATH": str(Path(__file__).parents[2])}
+    scratch_of(cache).mkdir(exist_ok=True)
+    places = {"ROVE_CACHE": str(cache), "TMPDIR": str(scratch_of(cache)), "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, **places}
     return subprocess.Popen(
         [*command, "--output", str(output), "--batch-size", "2"],
         env=environment,
@@ -134,6 +141,8 @@ def survive(toys: Path, folder: Path, n_seeds: int, n_kills: int, seed: int = 0)
             # 5: a worker was killed in a cell, whose record says so; the next life tries it again.
             assert process.returncode in (-signal.SIGKILL, 5, 4), errors.decode()
             assert lives <= 2 * n_kills + 10
+        left = sum(1 for _ in scratch_of(cache).iterdir())
+        assert not left, f"{left} scratch folders of workers are left"
         found = records_of(run)
         lost += len(expected.keys() - found.keys())
         different += sum(found[name] != expected[name] for name in expected.keys() & found.keys())

@@ -200,7 +200,7 @@ def plain_scores(model: Reranking, images: np.ndarray, texts: list[str]) -> np.n
     stage, scores = model.stage, []
     assert stage.bank is not None
     bank = [vectors.float().numpy().astype(np.float64) for vectors in (stage.bank.images, stage.bank.texts)]
-    scale = float(model.log_scale.exp())
+    scale = float(stage.hub_scale)
     for tokens, text in zip(images, texts, strict=True):
         learnt = torch.from_numpy(tokens[:4]).float()[None]
         ids, seen = model.tokenizer([text], "cpu")
@@ -409,9 +409,15 @@ def test_the_first_stages_weight_is_the_one_that_brings_right_items_forward(
     noise = np.random.default_rng(0).standard_normal(len(pairs))
     good, hubs = right.astype(float), 2 * right.astype(float)
     # Cosines and hubs cancel at a share of one half, so that the noise would decide; without hubs they are right.
-    assert calibration.calibrate(candidates, 5 * noise, good, hubs) == (100.0, 0.0)
+    assert calibration.calibrate(candidates, 5 * noise, good, {7.0: hubs}) == (100.0, 0.0, 7.0)
+    # At one of two scales the hubs are all that is wrong with the cosines.
+    other = np.random.default_rng(1).standard_normal(len(pairs))
+    assert calibration.calibrate(candidates, 0 * noise, good + 5 * noise, {7.0: other, 3.0: 5 * noise})[1:] == (
+        1.0,
+        3.0,
+    )
     # Where the joint encoder is right and the first stage is noise, it is to count least.
-    assert calibration.calibrate(candidates, 5 * good, noise, np.zeros(len(pairs))) == (1.0, 0.0)
+    assert calibration.calibrate(candidates, 5 * good, noise, {None: 0 * noise}) == (1.0, 0.0, None)
     best = candidates.reciprocal_rank(good)
     found = [rank_of_right(good, right, pairs, side) for side in (slice(0, 18), slice(18, None))]
     assert best == pytest.approx(100 * np.mean(found))
@@ -456,10 +462,9 @@ def test_a_fitted_folder_reranks_and_leaves_the_bases_vectors_alone(
     assert not facts.mergeable
     assert facts.steps == 2
     assert [figures["teacher_epoch"] for figures in reports if "teacher_epoch" in figures] == [1]
-    chosen = [(figures["first_weight"], figures["hub_share"]) for figures in reports if "first_weight" in figures]
-    assert any(
-        found == pytest.approx((float(loaded.stage.first_weight), float(loaded.stage.hub_share))) for found in chosen
-    )
+    mixed = "first_weight", "hub_share", "hub_scale"
+    kept = [float(getattr(loaded.stage, name)) for name in mixed]
+    assert any([figures[name] for name in mixed] == pytest.approx(kept) for figures in reports if mixed[0] in figures)
     assert np.abs(loaded.stage.bank.images.float().norm(dim=1).numpy() - 1).max() < 1e-3
     assert loaded.score_pairs(loaded.image_tokens(images), TEXTS).std() > 0
 
