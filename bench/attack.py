@@ -19,7 +19,7 @@ from bench.embed import Embedded, Embedder
 from bench.errors import InputError, RoveError
 from bench.evaluate import Distractors, StandIns, rank, to_unit
 from bench.evidence import Evidence, Variant, in_variant, pack_evidence
-from bench.examples import EXAMPLES, Examples, folder_name, join, read_examples, role_of
+from bench.examples import EXAMPLES, Examples, folder_name, join, name_examination, read_examples, role_of
 from bench.feed import Prepare
 from bench.records import (
     AttackReport,
@@ -128,10 +128,6 @@ class AttackScorer:
         """Ends the worker that is attacked; the next attack starts a fresh one."""
         self._crafter.close()
 
-    def source_key(self, cell: Cell) -> str:
-        """Which examples of another run a cell is scored on."""
-        return _find_report(self._source, cell).examples_sha256 if self._source else ""
-
     def score(
         self, cell: Cell, collection: Collection, progress: Progress, beside: Collection | None = None
     ) -> Attacked:
@@ -181,7 +177,7 @@ class AttackScorer:
     def _choose_objective(self, cell: Cell, attack: Attack) -> Objective:
         """What the items are made for; of another run's what that run did."""
         if self._source is not None:
-            return _find_report(self._source, cell).objective
+            return find_report(self._source, cell).objective
         loaded = self._embedder.start()
         if attack.access == "white" and not loaded.differentiable:
             raise NotApplicable(
@@ -214,7 +210,7 @@ class AttackScorer:
         if self._source is None:
             return self._crafter.attack(plan, collection, crops, aim, progress)
         examples = _read(self._source.folder, collection, plan.slug)
-        stated = _find_report(self._source, cell).examples_sha256
+        stated = find_report(self._source, cell).examples_sha256
         if stated != examples.sha256:
             raise InputError(f"{self._source.folder}: the examples of {cell.id} are not those that its record states.")
         progress(n_attacked(cell, collection))
@@ -326,8 +322,7 @@ class AttackScorer:
     def _examine(self, plan: Plan, collection: Collection, crops: Examples | None, sides: Sides) -> Findings:
         """What is found about the victim: once for all attacks on images, once for all on captions."""
         by_text = plan.attack.modality == "text"
-        name = f"examination-{'texts' if by_text else 'images'}"
-        path = self._folder / folder_name(collection.name, len(collection.images), name)
+        path = self._folder / name_examination(collection.name, len(collection.images), by_text)
         key = digest_of(self._crafter.identity(collection), N_EXAMINED)
         data = read_sealed(path)
         if data is not None and (known := Findings.model_validate_json(data)).key == key:
@@ -496,7 +491,12 @@ def _read(folder: Path, collection: Collection, slug: str) -> Examples:
     return join(batches, [image.id for image in collection.images], collection.captions)
 
 
-def _find_report(source: Results, cell: Cell) -> AttackReport:
+def find_report(source: Results, cell: Cell) -> AttackReport:
+    """What another run tells of the attack of a cell.
+
+    Raises:
+        InputError: it has not finished that cell.
+    """
     own = cell.model_copy(update={"victim": ""})
     found = next((record.attack for record in source.records if record.cell == own), None)
     if found is None:

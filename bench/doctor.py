@@ -17,7 +17,7 @@ from typing import Literal
 
 from bench.bundle import INDEX, Results, cell_files, read_record, validate_bundle, verify_record
 from bench.errors import IncompleteError, InputError, UsageError
-from bench.examples import EXAMPLES, files_of_batch, find_damaged, folder_name, role_of, slug_of
+from bench.examples import EXAMPLES, files_of_batch, find_damaged, name_examples
 from bench.records import DONE, Cell, Record, RunManifest, read_json
 from bench.store import cache_folder, check_proof, is_held, locked, set_aside, sha256_of, unseal
 
@@ -168,12 +168,7 @@ def _name_examples(record: Record) -> set[str]:
     cell, data, report = record.cell, record.data, record.attack
     if data is None or report is None or cell.victim:
         return set()
-    names = {folder_name(cell.collection, data.n_images, slug_of(cell.shift, role_of(cell), cell.stage, cell.seed))}
-    if report.unit == "levels of 255":
-        names.add(folder_name(cell.collection, data.n_images, "crops"))
-    if cell.threat_model == "distractor":
-        names.add(folder_name(f"{cell.collection}-beside", data.n_images, "crops"))
-    return names
+    return name_examples(cell, data.n_images, report.unit == "levels of 255")
 
 
 def _examine_cache(cache: Path) -> Iterator[Finding]:

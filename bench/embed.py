@@ -32,6 +32,9 @@ from bench.types import Image
 from bench.worker.host import Loaded, Worker, WorkerSettings
 
 Progress = Callable[[int], None]
+Share = Callable[[str, Callable[[], "Embedded"]], "Embedded"]
+"""What lies under a key, made by the function given unless somebody else has made it."""
+
 Tower = Literal["images", "tokens"]
 Role = Literal["images", "texts"]
 Item = TypeVar("Item")
@@ -68,10 +71,15 @@ class Embedder:
         cache: Path,
         batch_size: int,
         surroundings: object = None,
+        share: Share | None = None,
     ) -> None:
-        """`surroundings` is what else decides the vectors: the versions of what makes the pixels, the processor."""
+        """`surroundings` is what else decides the vectors: the versions of what makes the pixels, the processor.
+
+        `share` is asked before the cache is, and lets others have what is found or made.
+        """
         self._submission, self._settings, self._surroundings = submission, settings, surroundings
         self._cache, self._batch_size = cache, batch_size
+        self._share: Share = share or (lambda key, make: make())
         self._workers: dict[Role, Worker] = {}
         self._loaded: Loaded | None = None
         self._recent: dict[str, Embedded] = {}
@@ -201,21 +209,28 @@ class Embedder:
     def _cached(self, key: str, n_items: int, encode: Callable[[np.ndarray], Embedded]) -> Embedded:
         # Vectors made at one level do not stand for another; their order, and so their last bits, is the same at each.
         place = digest_of(key, str(self._settings.isolation))
-        found = self._recent.get(key) or _read(self._cache, place)
-        if found is None:
-            order = np.random.Generator(np.random.Philox(int(key[:32], 16))).permutation(n_items)
-            try:
-                found = encode(order)
-            except SubmissionError:
-                self.close()
-                raise
-            try:
-                _write(self._cache, place, found)
-            except RoveError as error:
-                _log.warning("embeddings are not cached: %s ROVE_CACHE names another folder.", error)
+
+        def find() -> Embedded:
+            return _read(self._cache, place) or self._encode(key, place, n_items, encode)
+
+        found = self._recent.get(key) or self._share(place, find)
         self._recent[key] = replace(found, cached=True)
         while len(self._recent) > _RECENT:
             del self._recent[next(iter(self._recent))]
+        return found
+
+    def _encode(self, key: str, place: str, n_items: int, encode: Callable[[np.ndarray], Embedded]) -> Embedded:
+        """What the submission makes of the items, which is left in the cache."""
+        order = np.random.Generator(np.random.Philox(int(key[:32], 16))).permutation(n_items)
+        try:
+            found = encode(order)
+        except SubmissionError:
+            self.close()
+            raise
+        try:
+            _write(self._cache, place, found)
+        except RoveError as error:
+            _log.warning("embeddings are not cached: %s ROVE_CACHE names another folder.", error)
         return found
 
     def _running(self, role: Role) -> Worker:

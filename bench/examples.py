@@ -98,7 +98,7 @@ def make_examples(
         attack: makes the batch of that number of those items.
         done: is told how many items are finished.
     """
-    _claim(folder, key)
+    claim_examples(folder, key)
     for number, items in enumerate(batches):
         path = folder / f"{number:05d}"
         batch = _read(path)
@@ -142,6 +142,21 @@ def folder_name(collection: str, n_images: int, slug: str) -> str:
     return f"{collection.replace('/', '-')}-{n_images}-{slug}"
 
 
+def name_examples(cell: Cell, n_images: int, changes_images: bool) -> set[str]:
+    """The folders of the examples that an attacked cell of so many images is scored on."""
+    names = {folder_name(cell.collection, n_images, slug_of(cell.shift, role_of(cell), cell.stage, cell.seed))}
+    if changes_images:
+        names.add(folder_name(cell.collection, n_images, "crops"))
+    if cell.threat_model == "distractor":
+        names.add(folder_name(f"{cell.collection}-beside", n_images, "crops"))
+    return names
+
+
+def name_examination(collection: str, n_images: int, by_text: bool) -> str:
+    """The file of what was found about the victim of attacks on a collection's captions, or on its images."""
+    return folder_name(collection, n_images, f"examination-{'texts' if by_text else 'images'}")
+
+
 def read_examples(folder: Path) -> list[Batch]:
     """The batches of finished examples.
 
@@ -181,7 +196,7 @@ def _stored(image_id: str, pixels: UInt8[np.ndarray, "height width 3"]) -> Store
     return StoredImage(image_id, pixels_digest(np.ascontiguousarray(pixels)).hex(), pixels)
 
 
-def _claim(folder: Path, key: str) -> None:
+def claim_examples(folder: Path, key: str) -> None:
     """Leaves in `folder` only what was made under `key`."""
     path = folder / "key"
     if path.is_file() and path.read_bytes() == key.encode():

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bench.bundle import Results
+from bench.cells import RunSettings
 from bench.data.registry import load_collection
 from bench.errors import InputError, RoveError, UsageError
 from bench.evidence import Evidence, in_variant
@@ -36,7 +37,7 @@ from bench.records import (
     read_json,
     to_json,
 )
-from bench.run import Observer, RunResult, RunSettings, build_manifest, list_changes, run_suite
+from bench.run import Observer, RunResult, build_manifest, list_changes, run_suite
 from bench.store import write_atomic
 from bench.submission import Submission, find_submission, shipped_submissions
 from bench.suites import Suite

@@ -2,92 +2,36 @@
 
 The folder of a run holds `run.json` and `cells/`. A cell is done when its record lies there; the record is written last
 and names the sha256 of its evidence, so that a crash at any moment loses at most the cell in flight and the same
-command goes on. Nothing in a record but its timing depends on when or how often it was interrupted.
+command goes on. Nothing in a record but its timing depends on when or how often it was interrupted, nor on who scored
+it: one replica of the submission beside this process, or several on a cluster. Whoever it is, this process alone holds
+the folder, decides which cells are to be scored, and keeps what comes of them.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
-from bench.attack import AttackScorer, n_attacked
-from bench.bundle import Results, cell_files, read_record, read_results
-from bench.crafting import Crafter
-from bench.data.registry import load_collection
-from bench.embed import Embedded, Embedder
-from bench.errors import InputError, MissingError, SubmissionError, UsageError
-from bench.evaluate import Distractors, digest_vectors, evaluate
+from bench.bundle import Results, cell_files, read_record
+from bench.cells import CellInputs, RunSettings
+from bench.environment import describe_environment, surroundings_of
+from bench.errors import InputError, UsageError
 from bench.examples import EXAMPLES
-from bench.probing import Scored, not_run, probe
-from bench.records import (
-    CLEAN,
-    DONE,
-    Cell,
-    Data,
-    Environment,
-    Probe,
-    Record,
-    RunManifest,
-    Timing,
-    digest_of,
-    read_json,
-    to_json,
-)
-from bench.second import NotApplicable, Readings, in_both_directions
-from bench.shifted import (
-    PACKAGES,
-    Change,
-    Rewording,
-    prepare_clean,
-    prepare_shifted,
-    processor_name,
-    reword,
-    source_digest,
-    version_of,
-)
-from bench.store import cache_folder, is_intact, locked, set_aside, sha256_of, write_atomic, write_with_proof
+from bench.records import DONE, Cell, Environment, Probe, Record, RunManifest, digest_of, read_json, to_json
+from bench.replica import Replica, Score
+from bench.store import is_intact, locked, set_aside, write_atomic, write_with_proof
 from bench.submission import Submission
 from bench.suites import Suite
-from bench.types import Collection
-from bench.worker.host import Loaded, WorkerSettings
-from shifts.attacks.catalogue import parse_attack
-from shifts.catalogue import parse_shift
+from bench.worker.host import Loaded
 
-PROTOCOL_VERSION = 1
+if TYPE_CHECKING:
+    from bench.ray_cluster import Cluster
+
 RERANK_K = 20
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What the command line says about a run, beside submission and suite.
-
-    Args:
-        source: the folder of another run, whose attacked items are scored; `suite` is then `transfer_suite` of it.
-        cache: the folder of embeddings and reworded captions; None for the user's.
-        rerank_k: how many items of each query a second stage orders, if the submission has one; None for what its
-            manifest says, or RERANK_K.
-    """
-
-    worker: WorkerSettings = field(default_factory=WorkerSettings)
-    batch_size: int = 32
-    limit: int | None = None
-    data_dirs: Mapping[str, str] = field(default_factory=dict)
-    output: Path | None = None
-    overwrite: str = "missing"
-    command: str = ""
-    source: Path | None = None
-    cache: Path | None = None
-    rerank_k: int | None = None
 
 
 class Observer(Protocol):
@@ -113,6 +57,28 @@ class RunResult:
         return tuple(record for record in self.records if record.status not in DONE)
 
 
+class Replicas(Protocol):
+    """One or more of a submission; they score cells, and know nothing of the run's folder."""
+
+    def start(self) -> Loaded: ...
+
+    def score(self, cells: Sequence[Cell], observer: Observer) -> Iterator[Score]:
+        """What comes of the cells, each as soon as it is finished."""
+
+    def probe(self) -> tuple[Probe, ...]: ...
+
+    def close(self) -> None: ...
+
+
+class LocalReplica(Replica):
+    """The one of this process, which takes the cells in their order."""
+
+    def score(self, cells: Sequence[Cell], observer: Observer) -> Iterator[Score]:
+        for cell in cells:
+            observer.cell_started(cell, self.inputs.count_work(cell, self.rerank_k))
+            yield self.score_cell(cell, observer.items_encoded)
+
+
 def run_suite(submission: Submission, suite: Suite, settings: RunSettings, observer: Observer) -> RunResult:
     """Scores `submission` on every cell of `suite`; cells whose record is there already are left alone.
 
@@ -122,31 +88,28 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         UsageError: the output folder belongs to a run of other inputs, or another process writes to it.
     """
     settings = replace(settings, rerank_k=choose_rerank_k(submission, settings.rerank_k))
-    manifest = build_manifest(submission, suite, settings)
-    folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest, settings)[:8]}" / suite.label
-    if submission.is_folder and submission.folder in folder.resolve().parents:
-        raise UsageError(f"{folder} lies inside the submission, which it would change; choose another --output.")
-    surroundings = surroundings_of(manifest.environment)
-    cache = settings.cache or cache_folder()
-    with (
-        locked(folder),
-        Embedder(submission, settings.worker, cache, settings.batch_size, surroundings) as embedder,
-        closing(Crafter(submission, settings.worker, settings.batch_size, folder / EXAMPLES, surroundings)) as crafter,
-    ):
-        manifest = _claim(folder, manifest, settings)
-        if manifest.weights_sha256 is None:
-            manifest = _add_loaded(folder, manifest, embedder.start(), settings)
-        source = None if settings.source is None else read_results(settings.source)
-        k = manifest.rerank_k
-        scorer = AttackScorer(embedder, crafter, manifest.label, folder / EXAMPLES, source, k)
-        runner = _Runner(folder, suite, submission, settings, embedder, scorer, observer, surroundings, k)
-        if _lacks_probes(manifest) or not runner.is_finished():
-            manifest = _add_loaded(folder, manifest, embedder.start(), settings)
-        records = tuple(runner.records())
-        if _lacks_probes(manifest) and all(record.status in DONE for record in records):
-            manifest = manifest.model_copy(update={"probes": runner.probe()})
-            write_with_proof(folder / "run.json", to_json(manifest))
-        return RunResult(folder, manifest, records)
+    with _connect(settings) as cluster:
+        asked = settings.worker.device, submission.manifest.requires
+        environment = cluster.call(describe_environment, *asked) if cluster else describe_environment(*asked)
+        manifest = build_manifest(submission, suite, settings, environment)
+        folder = settings.output or Path("runs") / f"{manifest.label}-{_identity(manifest, settings)[:8]}" / suite.label
+        if submission.is_folder and submission.folder in folder.resolve().parents:
+            raise UsageError(f"{folder} lies inside the submission, which it would change; choose another --output.")
+        inputs = CellInputs(submission, suite, settings, surroundings_of(environment))
+        with (
+            locked(folder),
+            closing((cluster.replicas if cluster else LocalReplica)(inputs, folder / EXAMPLES)) as replicas,
+        ):
+            return _Run(folder, inputs, replicas, observer).finish(_claim(folder, manifest, settings))
+
+
+def _connect(settings: RunSettings) -> AbstractContextManager[Cluster | None]:
+    """The cluster that scores; None where this machine does."""
+    if settings.cluster is None:
+        return nullcontext()
+    from bench.ray_cluster import connect
+
+    return connect(settings.cluster, settings.worker.device)
 
 
 def choose_rerank_k(submission: Submission, asked: int | None) -> int:
@@ -154,8 +117,11 @@ def choose_rerank_k(submission: Submission, asked: int | None) -> int:
     return asked or submission.manifest.rerank_k or RERANK_K
 
 
-def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) -> RunManifest:
-    """What is known of a run before it starts."""
+def build_manifest(
+    submission: Submission, suite: Suite, settings: RunSettings, environment: Environment | None = None
+) -> RunManifest:
+    """What is known of a run before it starts; `environment` is of who scores, by default of this machine."""
+    environment = environment or describe_environment(settings.worker.device, submission.manifest.requires)
     return RunManifest(
         submission=submission.manifest,
         label=submission.label,
@@ -173,238 +139,47 @@ def build_manifest(submission: Submission, suite: Suite, settings: RunSettings) 
         isolation=str(settings.worker.isolation),
         data_dirs=dict(settings.data_dirs),
         command=settings.command,
-        environment=describe_environment(settings.worker.device, submission.manifest.requires),
+        environment=environment,
     )
 
 
-def describe_environment(device: str, requires: list[str]) -> Environment:
-    """This machine and the versions of what decides a result."""
-    names = dict.fromkeys((*PACKAGES, *requires))
-    return Environment(
-        rove=importlib.metadata.version("rove-bench"),
-        python=platform.python_version(),
-        platform=f"{platform.system()} {platform.machine()}",
-        processor=processor_name(),
-        cores=os.cpu_count() or 1,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        device=device,
-        versions={name: version for name in names if (version := version_of(name))},
-    )
+class _Run:
+    """The folder of a run, and who scores its cells."""
 
+    def __init__(self, folder: Path, inputs: CellInputs, replicas: Replicas, observer: Observer) -> None:
+        self._folder, self._inputs, self._replicas, self._observer = folder, inputs, replicas, observer
+        self._settings = inputs.settings
 
-@dataclass(frozen=True)
-class _Sides:
-    """A cell's items: what the towers make of the collection's own, and of the distractors that join them.
+    def finish(self, manifest: RunManifest) -> RunResult:
+        """Scores what is not scored yet, and probes the submission unless that has happened."""
+        if manifest.weights_sha256 is None:
+            manifest = self._load(manifest)
+        found = {cell: self._finished(cell, manifest.rerank_k) for cell in self._inputs.suite.cells}
+        waiting = [cell for cell, record in found.items() if record is None]
+        if _lacks_probes(manifest) or waiting:
+            manifest = self._load(manifest)
+        records = {cell: record for cell, record in found.items() if record is not None}
+        for record in records.values():
+            self._observer.cell_finished(record, True)
+        for score in self._replicas.score(waiting, self._observer):
+            self._keep(score)
+            records[score.record.cell] = score.record
+            self._observer.cell_finished(score.record, False)
+        if _lacks_probes(manifest) and all(record.status in DONE for record in records.values()):
+            manifest = manifest.model_copy(update={"probes": self._replicas.probe()})
+            write_with_proof(self._folder / "run.json", to_json(manifest))
+        return RunResult(self._folder, manifest, tuple(records[cell] for cell in self._inputs.suite.cells))
 
-    Args:
-        readings: of own items and distractors by the second stage; None where one stage is scored.
-    """
+    def _keep(self, score: Score) -> None:
+        record, evidence = cell_files(self._folder, score.record.cell)
+        if score.evidence is not None:
+            write_atomic(evidence, score.evidence)
+        write_with_proof(record, to_json(score.record))
 
-    images: Embedded
-    texts: Embedded
-    more_images: Embedded | None = None
-    more_texts: Embedded | None = None
-    n_unchanged: int = 0
-    readings: Readings | None = None
+    def _load(self, manifest: RunManifest) -> RunManifest:
+        return _add_loaded(self._folder, manifest, self._replicas.start(), self._settings)
 
-    @property
-    def distractors(self) -> Distractors:
-        vectors = [None if part is None else part.vectors for part in (self.more_images, self.more_texts)]
-        return Distractors(*vectors)
-
-    @property
-    def n_distractors(self) -> int:
-        return sum(len(part) for part in self.distractors if part is not None)
-
-    @property
-    def distractors_sha256(self) -> str | None:
-        added = self.more_images or self.more_texts
-        return added.fed_sha256 if added else None
-
-
-class _Runner:
-    """The cells of one run, one after the other."""
-
-    def __init__(
-        self,
-        folder: Path,
-        suite: Suite,
-        submission: Submission,
-        settings: RunSettings,
-        embedder: Embedder,
-        scorer: AttackScorer,
-        observer: Observer,
-        surroundings: object,
-        rerank_k: int | None,
-    ) -> None:
-        self._folder, self._suite, self._settings = folder, suite, settings
-        self._embedder, self._scorer, self._observer, self._rerank_k = embedder, scorer, observer, rerank_k
-        self._submission, self._inputs = submission, (submission.fingerprint, surroundings, settings.worker.dtype)
-        self._wholes: dict[str, Collection] = {}
-        self._collections: dict[tuple[str, int | None], tuple[Collection, str]] = {}
-
-    def is_finished(self) -> bool:
-        """Whether no cell needs the submission."""
-        return all(self._finished(cell, self._key(cell, self._collection(cell)[1])) for cell in self._suite.cells)
-
-    def records(self) -> Iterator[Record]:
-        """Every cell's record, in the suite's order, scored if it has to be."""
-        for cell in self._suite.cells:
-            collection, source = self._collection(cell)
-            key = self._key(cell, source)
-            record = self._finished(cell, key)
-            reused = record is not None
-            if record is None:
-                self._observer.cell_started(cell, self._work(cell, collection))
-                record = self._run(cell, key, collection, source)
-                write_with_proof(cell_files(self._folder, cell)[0], to_json(record))
-            self._observer.cell_finished(record, reused)
-            yield record
-
-    def _run(self, cell: Cell, key: str, collection: Collection, source: str) -> Record:
-        started = time.perf_counter()
-        worker = self._settings.worker
-        worker.cell.restart(worker.cell_timeout_s)
-        blank = Record(cell=cell, family=_family(cell), key=key, status="ok", isolation=str(worker.isolation))
-        try:
-            score = self._score_attacked if cell.is_attack else self._score
-            record, evidence = score(cell, blank, collection, source)
-        except SubmissionError as error:
-            self._close_workers()
-            return blank.model_copy(update={"status": error.status, "reason": str(error)[:8000]})
-        except (MissingError, NotApplicable) as error:
-            if isinstance(error, NotApplicable):
-                blank = blank.model_copy(update={"status": "skipped", "isolation": ""})
-            else:
-                blank = blank.model_copy(update={"status": "error"})
-            return blank.model_copy(update={"reason": str(error)[:8000]})
-        path = cell_files(self._folder, cell)[1]
-        write_atomic(path, evidence)
-        timing = record.timing.model_copy(update={"wall_s": time.perf_counter() - started})
-        return record.model_copy(update={"evidence_sha256": sha256_of(path), "timing": timing})
-
-    def probe(self) -> tuple[Probe, ...]:
-        """What the probes find on the collection that stands first, without a shift and on the canvas."""
-        settings, first = self._settings, self._suite.cells[0].collection
-        cell = Cell(collection=first, shift="clean_canvas", directions=("t2i", "i2t"))
-        collection, _ = self._collection(cell)
-        try:
-            sides = self._embed(cell, None, collection)
-        except SubmissionError as error:
-            self._close_workers()
-            return not_run(error, self._rerank_k is not None)
-        vectors = sides.images.vectors, sides.texts.vectors
-        scored = Scored(collection, prepare_clean(canvas=True), *vectors, sides.readings, self._close_workers)
-        return probe(self._submission, settings.worker, settings.batch_size, scored)
-
-    def _close_workers(self) -> None:
-        self._embedder.close()
-        self._scorer.close()
-
-    def _score(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
-        sides = self._embed(cell, _change_of(cell), collection)
-        images, texts, readings = sides.images, sides.texts, sides.readings
-        second = in_both_directions(self._rerank_k, readings.score) if self._rerank_k and readings else None
-        evaluation = evaluate(collection, images.vectors, texts.vectors, cell.directions, sides.distractors, second)
-        described = _describe(
-            collection,
-            source,
-            (images, texts),
-            n_distractors=sides.n_distractors,
-            n_unchanged=sides.n_unchanged,
-            distractors_sha256=sides.distractors_sha256,
-            token_bytes=readings.token_bytes if readings else None,
-        )
-        found = {"flags": evaluation.flags, "metrics": evaluation.metrics}
-        return blank.model_copy(update={**found, **described}), evaluation.evidence
-
-    def _score_attacked(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
-        n_images = len(collection.images)
-        beside = self._whole(cell.collection).beside(n_images) if cell.threat_model == "distractor" else None
-        result = self._scorer.score(cell, collection, self._observer.items_encoded, beside)
-        described = _describe(
-            collection,
-            source,
-            (result.images, result.texts),
-            n_distractors=result.n_distractors,
-            n_unchanged=result.report.n_unchanged,
-            distractors_sha256=result.distractors_sha256,
-            token_bytes=result.token_bytes,
-        )
-        found = {"flags": result.flags, "metrics": result.metrics, "attack": result.report}
-        return blank.model_copy(update={**found, **described}), result.evidence
-
-    def _embed(self, cell: Cell, change: Change | None, collection: Collection) -> _Sides:
-        """What all stages make of the cell's items; a shift that adds distractors leaves the items themselves."""
-        modality = change.shift.modality if change else ""
-        own = collection, change if modality == "image" else None, cell.shift != "clean"
-        more = (collection, change, True) if modality == "gallery_image" else None
-        reworded = self._reword(change, collection) if change and modality in ("text", "gallery_text") else None
-        captions, more_captions = collection.captions, list[str]()
-        if reworded and modality == "text":
-            captions = reworded.captions
-        elif reworded:
-            more_captions = [text for text in reworded.captions if text]
-        sides = _Sides(
-            images=self._images(self._embedder.images, *own),
-            texts=self._texts(captions),
-            more_images=self._images(self._embedder.images, *more) if more else None,
-            more_texts=self._texts(more_captions) if more_captions else None,
-            n_unchanged=reworded.n_unchanged if reworded else 0,
-        )
-        if not self._is_reranked(cell):
-            return sides
-        tokens = [self._images(self._embedder.tokens, *part).vectors for part in (own, more) if part]
-        everything = np.concatenate(tokens) if len(tokens) > 1 else tokens[0]
-        return replace(sides, readings=Readings(everything, [*captions, *more_captions], self._embedder.score_pairs))
-
-    def _is_reranked(self, cell: Cell) -> bool:
-        return self._rerank_k is not None and cell.directions != ("i2i",)
-
-    def _images(
-        self, tower: Callable[..., Embedded], collection: Collection, change: Change | None, canvas: bool
-    ) -> Embedded:
-        """What `tower`, one of the embedder's, makes of the images."""
-        prepare = prepare_shifted(change, collection) if change else prepare_clean(canvas)
-        identity = [canvas, change.identity if change else []]
-        return tower(collection.images, prepare, identity, self._observer.items_encoded)
-
-    def _texts(self, captions: Sequence[str]) -> Embedded:
-        return self._embedder.texts(list(captions), self._observer.items_encoded)
-
-    def _reword(self, change: Change, collection: Collection) -> Rewording:
-        return reword(change, collection, self._settings.cache or cache_folder())
-
-    def _collection(self, cell: Cell) -> tuple[Collection, str]:
-        """The images and captions that a cell is scored on, and their digest."""
-        key = (cell.collection, cell.n_images)
-        if key not in self._collections:
-            expected = self._suite.collections[cell.collection]
-            part = self._whole(cell.collection).head(min(expected, cell.n_images or expected))
-            collection = _limited(part, self._settings.limit)
-            self._collections[key] = (collection, source_digest(collection))
-        return self._collections[key]
-
-    def _whole(self, name: str) -> Collection:
-        """The collection of which cells have the first images."""
-        if name not in self._wholes:
-            expected, offline = self._suite.collections[name], self._settings.worker.offline
-            found = load_collection(name, data_dirs=self._settings.data_dirs, offline=offline)
-            if len(found.images) < expected:
-                raise InputError(f"{name} has {len(found.images)} images; {self._suite.label} expects {expected}.")
-            self._wholes[name] = found
-        return self._wholes[name]
-
-    def _key(self, cell: Cell, source: str) -> str:
-        settings: list[object] = [self._settings.batch_size, self._settings.worker.device]
-        if self._settings.source is not None:
-            settings.append(self._scorer.source_key(cell))
-        if self._is_reranked(cell):
-            settings.append(["rerank", self._rerank_k])
-        version = _version(cell)
-        return digest_of(PROTOCOL_VERSION, cell.model_dump(), version, source, *self._inputs, *settings)
-
-    def _finished(self, cell: Cell, key: str) -> Record | None:
+    def _finished(self, cell: Cell, rerank_k: int | None) -> Record | None:
         """The record of a cell that needs nothing more; a damaged one is set aside."""
         files = cell_files(self._folder, cell)
         if self._settings.overwrite == "always" or not files[0].exists():
@@ -418,13 +193,7 @@ class _Runner:
             return None
         if record.status not in DONE and self._settings.overwrite == "missing":
             return None
-        return record if record.key == key else None
-
-    def _work(self, cell: Cell, collection: Collection) -> int:
-        if cell.is_attack:
-            return n_attacked(cell, collection)
-        towers = 2 if self._is_reranked(cell) else 1
-        return towers * len(collection.images) + len(set(collection.captions))
+        return record if record.key == self._inputs.key(cell, rerank_k) else None
 
 
 def _lacks_probes(manifest: RunManifest) -> bool:
@@ -453,61 +222,6 @@ def transfer_suite(suite: Suite, source: Results) -> Suite:
     if not cells:
         raise UsageError(f"{suite.label} has no attacked cells; `rove describe SUITE` shows a suite's cells.")
     return replace(suite, name=f"{suite.name}-from-{victim}", cells=cells)
-
-
-def _change_of(cell: Cell) -> Change | None:
-    return None if cell.shift in CLEAN or cell.is_attack else Change(*parse_shift(cell.shift), cell.seed)
-
-
-def _family(cell: Cell) -> str:
-    if cell.is_attack:
-        return parse_attack(cell.shift)[0].family
-    change = _change_of(cell)
-    return change.shift.family if change else "domain" if cell.baseline else "clean"
-
-
-def _version(cell: Cell) -> int:
-    """Of the shift or attack; 0 where nothing is changed."""
-    change = _change_of(cell)
-    return parse_attack(cell.shift)[0].version if cell.is_attack else change.shift.version if change else 0
-
-
-def _describe(
-    collection: Collection, source: str, embedded: tuple[Embedded, Embedded], **more: object
-) -> dict[str, object]:
-    """What a record says of the items, whatever was done to them; `more` are further fields of `Data`."""
-    images, texts = embedded
-    facts = {
-        "revision": collection.revision,
-        "n_images": len(collection.images),
-        "n_captions": len(collection.captions),
-        "source_sha256": source,
-        "images_sha256": images.fed_sha256,
-        "captions_sha256": texts.fed_sha256,
-    }
-    timing = Timing(
-        encode_images_ms=images.ms_per_item,
-        encode_texts_ms=texts.ms_per_item,
-        images_cached=images.cached,
-        texts_cached=texts.cached,
-    )
-    return {
-        "data": Data.model_validate({**facts, **more}),
-        "dim": images.vectors.shape[1],
-        "embeddings_sha256": {"images": digest_vectors(images.vectors), "texts": digest_vectors(texts.vectors)},
-        "timing": timing,
-    }
-
-
-def _limited(collection: Collection, limit: int | None) -> Collection:
-    """The first `limit` images; of labelled ones so many more that two of them share a label."""
-    if limit is None:
-        return collection
-    if collection.labels is not None:
-        firsts = np.unique(collection.labels, return_index=True)[1]
-        seconds = np.setdiff1d(np.arange(len(collection.labels)), firsts)
-        limit = max(limit, int(seconds[0]) + 1) if seconds.size else limit
-    return collection.head(limit)
 
 
 def _claim(folder: Path, manifest: RunManifest, settings: RunSettings) -> RunManifest:
@@ -551,11 +265,6 @@ def _add_loaded(folder: Path, manifest: RunManifest, loaded: Loaded, settings: R
 
 
 _IDENTITY = ("fingerprint", "suite_id", "device", "dtype", "isolation", "batch_size", "limit", "data_dirs")
-
-
-def surroundings_of(environment: Environment) -> dict[str, str]:
-    """What decides a result beside a run's own settings."""
-    return {**environment.versions, "processor": environment.processor}
 
 
 def list_changes(earlier: RunManifest, now: RunManifest) -> list[str]:

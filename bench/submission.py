@@ -78,7 +78,12 @@ def find_submission(reference: str, args: Mapping[str, str] | None = None) -> Su
         known = ", ".join(sorted(found.manifest.args)) or "none"
         raise UsageError(f"{found.name} takes no --model-arg {unknown[0]}; its [args] are: {known}.")
     complete = replace(found, args={**found.manifest.args, **given})
-    return replace(complete, fingerprint=digest_of(digest_own(complete), digest_shared_code()))
+    return replace(complete, fingerprint=take_fingerprint(complete))
+
+
+def take_fingerprint(submission: Submission) -> str:
+    """The fingerprint of a submission as its files are now, and as they are on this machine."""
+    return digest_of(digest_own(submission), digest_shared_code())
 
 
 def shipped_submissions() -> dict[str, Path]:

@@ -9,12 +9,12 @@ from time import perf_counter_ns
 
 import numpy as np
 
+from bench.environment import describe_environment
 from bench.galleries import Say, Stand, find_index, measure_recall
 from bench.records import Estimate
 from bench.retrieval.costs import hardware_class
 from bench.retrieval.index import IndexSpec, check_index, open_index, parse_index
 from bench.retrieval.latency import References, latency, measure, pin_threads, relative
-from bench.run import describe_environment
 from bench.stats import pareto_front
 from bench.submission import Submission
 from bench.timing import TimingSettings, make_stand

@@ -17,6 +17,7 @@ import numpy as np
 
 from bench.data.registry import load_collection
 from bench.embed import Embedder
+from bench.environment import describe_environment, surroundings_of
 from bench.errors import ProtocolError, UsageError
 from bench.feed import feed_batches
 from bench.galleries import Say, Stand, encode, find_index, find_payload, measure_recall
@@ -38,7 +39,7 @@ from bench.retrieval.latency import (
 )
 from bench.retrieval.payload import Payload
 from bench.retrieval.pipeline import Pipeline
-from bench.run import choose_rerank_k, describe_environment, surroundings_of
+from bench.run import choose_rerank_k
 from bench.shifted import prepare_clean
 from bench.store import cache_folder
 from bench.submission import Submission

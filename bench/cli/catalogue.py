@@ -42,7 +42,7 @@ def describe(name: str, as_json: Json = False) -> None:
 
 def env(as_json: Json = False) -> None:
     """Show the machine, the versions of the packages that matter, and what is missing."""
-    from bench.run import describe_environment
+    from bench.environment import describe_environment
 
     facts = describe_environment("cpu", list(_PACKAGES)).model_dump()
     facts["missing"] = [name for name in _PACKAGES if name not in facts["versions"]]

@@ -64,9 +64,9 @@ def reproduce(
     """
     keep_offline(offline)
     from bench.bundle import read_verified
+    from bench.cells import RunSettings
     from bench.reproducing import choose_draw, choose_submission, find_other_version
     from bench.reproducing import reproduce as run_again
-    from bench.run import RunSettings
 
     results = read_verified(bundle)
     manifest = results.manifest

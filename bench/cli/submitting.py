@@ -25,7 +25,8 @@ from bench.cli.console import (
 from bench.errors import IncompleteError, SubmissionError, UsageError
 
 if TYPE_CHECKING:
-    from bench.run import RunResult, RunSettings
+    from bench.cells import ClusterSettings, RunSettings
+    from bench.run import RunResult
     from bench.submission import Submission
     from bench.suites import Suite
     from bench.worker.host import WorkerSettings
@@ -169,13 +170,24 @@ def run(
     cell_timeout: Annotated[float, typer.Option(min=1, help="Wall-clock limit for one cell, in seconds.")] = 43_200.0,
     isolation: IsolationMode = "auto",
     memory: Memory = None,
+    executor: Annotated[str, typer.Option(help="local, or ray: replicas on a Ray cluster.")] = "local",
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="With ray: copies of the submission; default: one a GPU, or one a node.")
+    ] = None,
+    gpus_per_replica: Annotated[
+        float | None, typer.Option(min=0, help="With ray: such as 0.5; default: 1 with --device cuda.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With ray: a running cluster's HOST:PORT, or auto; default: this machine.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Score a submission on a suite; the same command goes on after an interruption."""
     keep_offline(offline)
     from bench.bundle import read_results
-    from bench.run import RunSettings, run_suite, transfer_suite
+    from bench.cells import RunSettings
+    from bench.run import run_suite, transfer_suite
     from bench.submission import find_submission
     from bench.suites import find_suite
 
@@ -194,6 +206,7 @@ def run(
         command=command_line(),
         source=source,
         rerank_k=rerank_k,
+        cluster=_cluster_settings(executor, replicas, gpus_per_replica, ray_address),
     )
     if source is not None:
         cells = transfer_suite(cells, read_results(source))
@@ -254,6 +267,25 @@ def parse_duration(text: str, flag: str) -> float:
     return seconds
 
 
+def _cluster_settings(
+    executor: str, replicas: int | None, gpus_per_replica: float | None, address: str | None
+) -> ClusterSettings | None:
+    """Where cells are scored, from the command line's options; None for this process's own replica.
+
+    Raises:
+        UsageError: there is no such executor, or it takes no such option.
+    """
+    from bench.cells import ClusterSettings
+
+    if executor not in ("local", "ray"):
+        raise UsageError(f"--executor got '{executor}'; expected local or ray.")
+    given = {"--replicas": replicas, "--gpus-per-replica": gpus_per_replica, "--ray-address": address}
+    useless = next((name for name, value in given.items() if value is not None), None)
+    if executor == "local" and useless:
+        raise UsageError(f"{useless} says how a cluster is used; expected --executor ray with it.")
+    return ClusterSettings(replicas, gpus_per_replica, address) if executor == "ray" else None
+
+
 def _print_plan(submission: Submission, suite: Suite, settings: RunSettings, as_json: bool) -> None:
     from bench.check import plan_run
 
@@ -266,6 +298,11 @@ def _print_plan(submission: Submission, suite: Suite, settings: RunSettings, as_
         f"{len(plan.cells)} cells, about {_duration(plan.seconds)} and {plan.disk_bytes / 1e6:.0f} MB; "
         f"the smallest difference in R@1 that {plan.n_images} images can show is about {plan.detectable_pp:.1f} pp."
     )
+    if settings.cluster and settings.cluster.replicas:
+        n_replicas = settings.cluster.replicas
+        print_note(
+            f"shared out to {n_replicas} replicas as fast as this machine: {_duration(plan.seconds / n_replicas)}."
+        )
 
 
 def _print_result(result: RunResult, as_json: bool) -> None:
