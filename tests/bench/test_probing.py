@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from observers import Silent
 
-from bench import probing, run
+from bench import probing, replica
 from bench.bundle import make_bundle, validate_bundle
 from bench.data.registry import load_collection
 from bench.errors import InputError, SubmissionCrash
@@ -206,7 +206,7 @@ def test_a_run_is_probed_once_and_its_records_stay(
     timeless = [(probe.name, probe.status) for probe in finished_run.manifest.probes]
     assert [(probe.name, probe.status) for probe in again] == timeless
     assert {path: path.read_bytes() for path in (folder / "cells").iterdir()} == cells
-    monkeypatch.setattr(run, "probe", None)
+    monkeypatch.setattr(replica, "probe", None)
     assert run_suite(colours, suite, settings, Silent()).manifest.probes == again
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,10 @@ def test_an_interrupted_run_is_finished_by_the_other_executor(
     run += ["--output", str(tmp_path / "run"), "--limit", str(LIMIT)]
     address = ray.get_runtime_context().gcs_address
     on_ray = [*run, "--executor", "ray", "--replicas", "2", "--ray-address", address]
-    process = subprocess.Popen(on_ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # Whoever runs the tests may ignore interrupts, as a shell does for what it puts into the background.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(on_ray, **pipes, text=True, preexec_fn=heed)
     while process.poll() is None and len(list((tmp_path / "run" / "cells").glob("*.json"))) < 2:
         os.sched_yield()
     process.send_signal(signal.SIGINT)

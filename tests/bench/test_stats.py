@@ -249,7 +249,7 @@ def test_memory_is_the_result_and_a_few_chunks() -> None:
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     all_weights_bytes = 8 * n_clusters * n_resamples
-    assert stats._CHUNK_BYTES < peak_bytes < 5 * stats._CHUNK_BYTES < all_weights_bytes
+    assert stats._DRAWN_BYTES < peak_bytes < 5 * stats._DRAWN_BYTES < all_weights_bytes
 
 
 def points_on_a_grid() -> st.SearchStrategy[np.ndarray]:
