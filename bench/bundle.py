@@ -20,7 +20,15 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from bench.claims import check_families, check_manifest, check_record, check_report, check_skipped, check_sources
+from bench.claims import (
+    check_families,
+    check_isolation,
+    check_manifest,
+    check_record,
+    check_report,
+    check_skipped,
+    check_sources,
+)
 from bench.errors import IncompleteError, InputError
 from bench.evidence import MAX_ROWS, Evidence, Variant, check_evidence, in_variant, pairs_within, read_evidence
 from bench.records import DONE, AttackReport, Cell, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
@@ -291,6 +299,7 @@ def validate_bundle(folder: Path) -> Results:
     if strange:
         raise InputError(f"{where}: {min(strange)} has evidence and was not scored, or the other way round.")
     check_families(where, results.records)
+    check_isolation(where, results.manifest, results.records)
     check_skipped(where, results.manifest, results.records)
     check_sources(where, results.records)
     _verify_records(results, scored)

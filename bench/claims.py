@@ -45,6 +45,16 @@ def check_families(where: str, records: Sequence[Record]) -> None:
             raise InputError(f"{where}: {cell.id} is counted as '{family}', which other cells or its own kind exclude.")
 
 
+def check_isolation(where: str, manifest: RunManifest, records: Sequence[Record]) -> None:
+    """All cells were scored at the level that the manifest states; the records of early bundles all say nothing."""
+    levels = {record.isolation for record in records if record.status == "ok"}
+    if not levels <= {manifest.isolation} and levels != {""}:
+        raise InputError(
+            f"{where}: cells state the isolation {', '.join(map(repr, sorted(levels)))}; expected that of run.json, "
+            f"{manifest.isolation!r}, of each."
+        )
+
+
 def check_skipped(where: str, manifest: RunManifest, records: Sequence[Record]) -> None:
     """Only attacks are skipped, and of these only what a run can find not to be applicable.
 
