@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import site
 import subprocess
 import sys
@@ -31,6 +32,7 @@ Mode = Literal["auto", "none", "process", "strict"]
 Level = Literal["L0", "L1", "L2", "L3"]
 MODES: tuple[Mode, ...] = ("auto", "none", "process", "strict")
 PROBE_S = 20.0
+PROBES = 3
 SOURCE = Path(__file__).resolve().parents[2]
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/etc", "/sys", "/proc")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
@@ -170,9 +172,18 @@ def _bubblewrap() -> str:
 
 
 def _holds(level: Level) -> bool:
-    """Whether a process at that level runs, and can neither open a socket nor read a file that is not its own."""
+    """Whether a process at that level runs, and can neither open a socket nor read a file that is not its own.
+
+    One that was killed, or that a busy machine let wait too long, has shown nothing, and another one is tried: what a
+    run is confined to must not depend on that.
+    """
     if landlock_version() == 0 or (level == "L3" and shutil.which("bwrap") is None):
         return False
+    return next((held for _ in range(PROBES) if (held := _probe(level)) is not None), False)
+
+
+def _probe(level: Level) -> bool | None:
+    """Whether one process at that level is confined; None where it ended before it could tell."""
     with tempfile.TemporaryDirectory(prefix="rove-probe-") as folder:
         scratch, secret = Path(folder, "scratch"), Path(folder, "secret")
         scratch.mkdir()
@@ -180,8 +191,12 @@ def _holds(level: Level) -> bool:
         told = scratch / "told"
         probe = [sys.executable, "-P", "-c", _PROBE, str(secret), str(told)]
         command = confine(level, Reach((), (scratch,)), probe)
+        environment = {"PYTHONPATH": str(SOURCE)}
         try:
-            subprocess.run(command, env={"PYTHONPATH": str(SOURCE)}, cwd=scratch, capture_output=True, timeout=PROBE_S)
-        except (OSError, subprocess.TimeoutExpired):
+            ended = subprocess.run(command, env=environment, cwd=scratch, capture_output=True, timeout=PROBE_S)
+        except subprocess.TimeoutExpired:
+            return None
+        except OSError:
             return False
-        return told.exists()
+        killed = ended.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)  # the latter is what bubblewrap says
+        return None if killed else told.exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,13 +83,13 @@ def test_loading_opens_no_image(form: str, tmp_path: Path, photos: list[Photo]) 
     assert len([path for path in OPENED if path.endswith(".jpg")]) == 1
 
 
-def test_5000_images_load_in_well_under_a_second(tmp_path: Path) -> None:
-    photos = [photo._replace(data=b"not decoded", captions=["a"] * 5) for photo in make_photos(1)] * 5000
-    photos = [photo._replace(stem=f"p{i}") for i, photo in enumerate(photos)]
-    dataset = write_wds(tmp_path / "made", photos)
-    start = time.process_time()
-    assert len(load_collection(dataset).images) == 5000
-    assert time.process_time() - start < 1
+def test_loading_an_archive_decodes_no_image(tmp_path: Path) -> None:
+    """Its images are no images, which nobody can tell who does not look."""
+    photos = [photo._replace(data=b"not decoded") for photo in make_photos(3)]
+    collection = load_collection(write_wds(tmp_path / "made", photos))
+    assert len(collection.images) == 3
+    with pytest.raises(InputError):
+        collection.images[0].decode()
 
 
 @pytest.mark.parametrize("form", ["karpathy", "coco_json", "folder"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,7 @@ pytestmark = pytest.mark.data
 @pytest.mark.parametrize(("split", "images"), [("test", 1000), ("train", 4000)])
 def test_flickr8k(split: str, images: int, shared_data: Path) -> None:
     local = {"flickr8k": f"karpathy:{shared_data / 'flickr8k'}"}
-    start = time.process_time()
     collection = load_collection(f"flickr8k/{split}", data_dirs=local)
-    assert time.process_time() - start < 2, "25,000 captions of JSON and a look at each file"
     assert (len(collection.images), len(collection.captions)) == (images, 5 * images)
     assert collection.images[-1].decode().size == (224, 224)
     assert collection.name == f"flickr8k/{split}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from bench.errors import ProtocolError, SubmissionCrash, SubmissionError, SubmissionOutOfMemory, SubmissionTimeout
 from bench.submission import find_submission
+from bench.worker import isolation
 from bench.worker.guard import SWEEP_S
 from bench.worker.host import Worker, WorkerSettings
 from bench.worker.isolation import Isolation, Level, best_level, choose_isolation
@@ -281,6 +283,23 @@ def test_modes_choose_levels() -> None:
 @pytest.mark.skipif(landlock_version() == 0, reason="needs a kernel with Landlock")
 def test_a_kernel_with_landlock_can_confine() -> None:
     assert Isolation(best_level()).confined
+
+
+@pytest.mark.parametrize(
+    ("signal_number", "kills", "holds"),
+    [(9, 2, True), (9, 3, False), (0, 1, False)],
+    ids=["killed twice", "always", "not at all"],
+)
+def test_a_probe_that_is_killed_shows_nothing(
+    signal_number: int, kills: int, holds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one is tried, which tells; one that ends by itself and has told nothing is not confined."""
+    end = [sys.executable, "-c", f"import os; os.kill(os.getpid(), {signal_number})"]
+    tell = [sys.executable, "-c", "open('told', 'w')"]
+    commands = iter([end] * kills + [tell])
+    monkeypatch.setattr(isolation, "landlock_version", lambda: 1)
+    monkeypatch.setattr(isolation, "confine", lambda *args: next(commands))
+    assert isolation._holds("L2") is holds
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
