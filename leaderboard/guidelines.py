@@ -246,7 +246,7 @@ class _Section:
             if len(rows) > 1:
                 alike = [row for row in self._ties(SHIFTED, rows[0]) if row in rows]
                 gain = self._difference(SHIFTED, rows[0], base)
-                gains = gain is not None and gain.value > 0 and is_told(gain)
+                gains = gain is not None and gain.interval.is_above(_RESOLUTION)
                 said = "gains most under shift" if gains else "stands first, but no gain under shift can be told"
                 yield (
                     f"**Recipe on {_label(base)}**: {_label(rows[0])} {said}, {_signed(gain)}. "

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from submissions.backbones.reranking import Candidates
 from submissions.edje.features import Features
-from submissions.edje.model import PAIRS_AT_ONCE, Reranking
+from submissions.edje.model import PAIRS_AT_ONCE, Reranking, soften
 
 WEIGHTS = np.geomspace(1, 300, 24)
 HUB_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -94,9 +94,9 @@ def find_hubs(
     pairs, bank = candidates.pairs, model.stage.bank
     if bank is None:
         return {None: np.zeros(len(pairs), np.float32)}
+    near = features.images @ bank.texts.float().T, features.texts @ bank.images.float().T
     found: dict[float | None, Float[np.ndarray, " n_pairs"]] = {}
     for scale in (HUB_SCALES * float(model.log_scale.exp())).tolist():
-        images = bank.hubs(features.images, bank.texts, scale).cpu().numpy()
-        texts = bank.hubs(features.texts, bank.images, scale).cpu().numpy()
+        images, texts = (soften(cosines, scale).cpu().numpy() for cosines in near)
         found[scale] = (images[pairs[:, 0]] + texts[pairs[:, 1]]).astype(np.float32)
     return found

@@ -63,7 +63,12 @@ class Bank(Stored):
         self, vectors: Float[Tensor, "n dim"], bank: Float[Tensor, "n_pairs dim"], scale: float | Tensor
     ) -> Float[Tensor, " n"]:
         """Of vectors of length one, among those of the other modality."""
-        return (torch.logsumexp(scale * vectors @ bank.float().T, dim=1) - np.log(len(bank))) / scale
+        return soften(vectors @ bank.float().T, scale)
+
+
+def soften(cosines: Float[Tensor, "n n_pairs"], scale: float | Tensor) -> Float[Tensor, " n"]:
+    """The log of the mean of exp(scale x cosine), over scale: hubs, of cosines with a bank's vectors."""
+    return (torch.logsumexp(scale * cosines, dim=1) - np.log(cosines.shape[1])) / scale
 
 
 class SecondStage(nn.Module):
