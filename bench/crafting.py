@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.examples import NO_IMAGES, Batch, Examples, Role, folder_name, join, make_examples, slug_of
 from bench.records import Objective, digest_of
 from bench.second import Aim, Readings, choose_pairs
-from bench.shifted import prepare_clean, source_digest
+from bench.shifted import Canvases, source_digest
 from bench.submission import Submission
 from bench.types import Collection, Stage
 from bench.victim import Victim
@@ -117,7 +117,7 @@ class Crafter:
 
     def crops(self, collection: Collection) -> Examples:
         """The canvas images as the victim sees them: at its own size and in whole levels, not attacked."""
-        canvas = prepare_clean(canvas=True)
+        canvas = Canvases()
 
         def crop(items: np.ndarray, number: int) -> Batch:
             pixels = [canvas(collection.images[item]) for item in items]

@@ -38,7 +38,7 @@ Share = Callable[[str, Callable[[], "Embedded"]], "Embedded"]
 Tower = Literal["images", "tokens"]
 Role = Literal["images", "texts"]
 Item = TypeVar("Item")
-_CACHE_VERSION = 3
+_CACHE_VERSION = 4
 _RECENT = 4
 _log = logging.getLogger("rove")
 
@@ -125,7 +125,7 @@ class Embedder:
         return self._from_images("tokens", images, prepare, identity, progress)
 
     def texts(self, texts: Sequence[str], progress: Progress) -> Embedded:
-        """Embeddings of `texts`; equal texts are encoded once.
+        """Embeddings of `texts`; equal texts are encoded once, and those of like length together, for less padding.
 
         Raises:
             SubmissionError: the submission failed; the next call starts it afresh.
@@ -135,8 +135,9 @@ class Embedder:
         unique = list(place)
 
         def encode(order: np.ndarray) -> Embedded:
-            shuffled = [unique[i] for i in order]
-            batches = (shuffled[i : i + self._batch_size] for i in range(0, len(shuffled), self._batch_size))
+            order = order[np.argsort([len(unique[i]) for i in order], kind="stable")]
+            sent = [unique[i] for i in order]
+            batches = (sent[i : i + self._batch_size] for i in range(0, len(sent), self._batch_size))
             vectors, ms = _encode_all(batches, lambda batch: self._running("texts").encode_texts(batch), progress)
             rows = np.argsort(order)[[place[text] for text in texts]]
             return Embedded(checked_vectors(vectors, "encode_texts")[rows], digest_of(list(texts)), ms, cached=False)

@@ -24,7 +24,7 @@ from bench.evaluate import Distractors, digest_vectors, evaluate
 from bench.probing import Scored, not_run, probe
 from bench.records import Cell, Data, Probe, Record, Timing
 from bench.second import NotApplicable, Readings, in_both_directions
-from bench.shifted import Change, Rewording, prepare_clean, prepare_shifted, reword
+from bench.shifted import Canvases, Change, Rewording, prepare_clean, prepare_shifted, reword
 from bench.store import cache_folder
 from bench.types import Collection
 from bench.worker.host import Loaded
@@ -78,6 +78,7 @@ class Replica:
         made_by = submission, settings.worker
         self._embedder = Embedder(*made_by, self._cache, settings.batch_size, inputs.surroundings, share)
         self._crafter = Crafter(*made_by, settings.batch_size, examples, inputs.surroundings)
+        self._canvases = Canvases()
         self._progress: Progress = _ignore
 
     def start(self) -> Loaded:
@@ -132,7 +133,7 @@ class Replica:
             self.close()
             return not_run(error, self.rerank_k is not None)
         vectors = sides.images.vectors, sides.texts.vectors
-        scored = Scored(collection, prepare_clean(canvas=True), *vectors, sides.readings, self.close)
+        scored = Scored(collection, self._canvases, *vectors, sides.readings, self.close)
         return probe(self.inputs.submission, self._settings.worker, self._settings.batch_size, scored)
 
     @cached_property
@@ -206,7 +207,8 @@ class Replica:
         self, tower: Callable[..., Embedded], collection: Collection, change: Change | None, canvas: bool
     ) -> Embedded:
         """What `tower`, one of the embedder's, makes of the images."""
-        prepare = prepare_shifted(change, collection) if change else prepare_clean(canvas)
+        clean = self._canvases if canvas else prepare_clean(canvas=False)
+        prepare = prepare_shifted(change, collection, self._canvases) if change else clean
         identity = [canvas, change.identity if change else []]
         return tower(collection.images, prepare, identity, self._progress)
 

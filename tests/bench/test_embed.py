@@ -41,6 +41,29 @@ def test_equal_texts_are_encoded_once(colours: Submission, tmp_path: Path) -> No
     assert (found.vectors[1] != found.vectors[0]).any()
 
 
+def test_texts_of_like_length_share_a_batch(tmp_path: Path) -> None:
+    """A submission that answers with the longest text of its batch is never far from a text's own length."""
+    (tmp_path / "longest.py").write_text("""
+import numpy as np
+
+class Longest:
+    def encode_images(self, images):
+        return np.ones((len(images), 1), np.float32)
+
+    def encode_texts(self, texts):
+        return np.full((len(texts), 1), max(map(len, texts)), np.float32)
+
+def load(context):
+    return Longest()
+""")
+    texts = ["a" * int(length) for length in np.random.default_rng(0).permutation(np.arange(1, 41))]
+    submission = find_submission(f"{tmp_path / 'longest.py'}:load")
+    with embedder(submission, tmp_path / "cache") as source:
+        found = encode(source, texts).vectors[:, 0]
+    lengths = np.array([len(text) for text in texts])
+    np.testing.assert_array_equal(found, -(-lengths // 8) * 8)
+
+
 def test_the_cache_is_used_by_the_next_run_and_only_for_the_same_inputs(colours: Submission, tmp_path: Path) -> None:
     with embedder(colours, tmp_path) as source:
         first = encode(source, ["a red ball", "a blue cube"])
