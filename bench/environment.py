@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 
+from bench.errors import InputError
 from bench.records import Environment
 from bench.shifted import PACKAGES, processor_name, version_of
 
@@ -28,3 +30,17 @@ def describe_environment(device: str, requires: list[str]) -> Environment:
 def surroundings_of(environment: Environment) -> dict[str, str]:
     """What decides a result beside a run's own settings."""
     return {**environment.versions, "processor": environment.processor}
+
+
+def check_surroundings(here: Mapping[str, str], expected: Mapping[str, str]) -> None:
+    """Refuses a node of a cluster on which something else would come out.
+
+    Raises:
+        InputError: a version or the processor is another one than expected.
+    """
+    for name in sorted({*here, *expected}):
+        if here.get(name) != expected.get(name):
+            raise InputError(
+                f"node {platform.node()} has {name} {here.get(name)}; expected {expected.get(name)}, as on the first "
+                "node: what belongs together comes from machines of one kind."
+            )

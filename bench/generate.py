@@ -1,8 +1,8 @@
 """Shifted copies of a collection as Parquet files that the `datasets` library opens.
 
 The unit of work is one shard: up to 128 images under one shift, or all captions under one. Shards are made by worker
-processes and written atomically; one that lies there already is kept, so that the same command goes on after an
-interruption. Which process makes a shard, and when, does not change a byte of it.
+processes, of this machine or of a Ray cluster, and written atomically; one that lies there already is kept, so that the
+same command goes on after an interruption. Which process makes a shard, and when, does not change a byte of it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import io
 import logging
 import multiprocessing
 import os
+import platform
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,7 +31,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.cells import ClusterSettings
 from bench.data.registry import load_collection
+from bench.environment import check_surroundings
 from bench.errors import InputError, MissingError, RoveError, UsageError
 from bench.feed import pixels_digest
 from bench.generated import (
@@ -89,6 +93,8 @@ class GenerateSettings:
         cells: shifts and severities, in the order asked for.
         optional: names of shifts that came from a pattern and are left out, with a note, where something is missing.
         limit: only the first images.
+        workers: how many processes make shards; None for one for each core.
+        cluster: where they run; None for this machine.
     """
 
     dataset: str
@@ -97,8 +103,14 @@ class GenerateSettings:
     data_dirs: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     limit: int | None = None
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int | None = None
     offline: bool = False
+    cluster: ClusterSettings | None = None
+
+    @property
+    def n_workers(self) -> int:
+        """How many processes make shards on this machine."""
+        return self.workers or os.cpu_count() or 1
 
 
 class GenerateObserver(Protocol):
@@ -250,7 +262,7 @@ def estimate_size(settings: GenerateSettings, n_probes: int = 2) -> Size:
     size = sum(len(to_png(image.id, prepare(image))["image"]["bytes"]) for prepare in preparations for image in probes)
     seconds = time.perf_counter() - started
     share = n_images / len(probes)
-    return Size(n_images, size * share, seconds * share / settings.workers)
+    return Size(n_images, size * share, seconds * share / settings.n_workers)
 
 
 def _make_parts(
@@ -258,7 +270,18 @@ def _make_parts(
 ) -> Iterable[Part]:
     shards = _list_shards(plan)
     observer.planned(sum(shard.stop - shard.start for shard in shards))
-    return _parts(plan, _make_all(settings, collection, output, shards, observer))
+    sources = [image.sha256 for image in collection.images]
+    schemas = {kind: _schema(kind) for kind in _KINDS.values()}
+    texts, surroundings = _text_digest(collection), {**plan.versions, "processor": plan.processor}
+    name = digest_of(texts, sources, surroundings, repr(settings))
+    job = _Job(name, settings, texts, sources, schemas, surroundings)
+    made, cluster = [], settings.cluster
+    making = _make_on_cluster(cluster, job, output, shards) if cluster else _make_here(job, output, shards)
+    with closing(making):
+        for one in making:
+            made.append(one)
+            observer.shard_done(one.shard.shift_id, one.shard.stop - one.shard.start)
+    return _parts(plan, sorted(made))
 
 
 def _load(settings: GenerateSettings) -> Collection:
@@ -297,10 +320,14 @@ def plan_of(collection: Collection, seed: int, shifts: Iterable[str], **more: An
         n_captions=len(collection.captions),
         seed=seed,
         shifts=tuple(shifts),
-        versions={"rove-bench": version_of("rove-bench"), "pyarrow": version_of("pyarrow"), **versions()},
+        versions=_versions(),
         processor=processor_name(),
         **more,
     )
+
+
+def _versions() -> dict[str, str]:
+    return {"rove-bench": version_of("rove-bench"), "pyarrow": version_of("pyarrow"), **versions()}
 
 
 def check_free(output: Path) -> None:
@@ -344,33 +371,16 @@ def _kind(shift_id: str) -> str:
     return "images" if shift_id == CANVAS else str(_KINDS[parse_shift(shift_id)[0].modality])
 
 
-def _make_all(
-    settings: GenerateSettings,
-    collection: Collection,
-    output: Path,
-    shards: Sequence[_Shard],
-    observer: GenerateObserver,
-) -> list[_Made]:
+def _make_here(job: _Job, output: Path, shards: Sequence[_Shard]) -> Generator[_Made]:
     """Every shard, made by a pool of fresh processes."""
-    sources = [image.sha256 for image in collection.images]
-    schemas = {kind: _schema(kind) for kind in _KINDS.values()}
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        settings.workers,
-        multiprocessing.get_context("spawn"),
-        _start_process,
-        (settings, _text_digest(collection), sources, schemas, output),
-    )
+    n_workers, fresh = job.settings.n_workers, multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(n_workers, fresh, _start_process, (job,))
     try:
-        waiting: set[Future[_Made]] = {pool.submit(_make, shard) for shard in shards}
-        made: list[_Made] = []
+        waiting: set[Future[_Made]] = {pool.submit(_make, job.name, output, shard) for shard in shards}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                made.append(future.result())
-                shard = made[-1].shard
-                observer.shard_done(shard.shift_id, shard.stop - shard.start)
-        return sorted(made)
+            yield from (future.result() for future in done)
     except BrokenProcessPool:
         raise RoveError(
             "a worker process was killed, perhaps for memory; what was made is kept. Run the same command again, "
@@ -382,6 +392,22 @@ def _make_all(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _make_on_cluster(settings: ClusterSettings, job: _Job, output: Path, shards: Sequence[_Shard]) -> Generator[_Made]:
+    """Every shard, encoded on some node of the cluster and written by this process."""
+    from bench.ray_cluster import connect
+
+    worker, paths = _Worker(job), {shard: output / shard.path for shard in shards}
+    missing = [shard for shard, path in paths.items() if not is_intact(path)]
+    yield from (worker.read(paths[shard], shard) for shard in shards if shard not in missing)
+    with (
+        connect(settings, "cpu") as cluster,
+        closing(cluster.map(_encode_on_node, missing, job, at_most=job.settings.workers)) as encoded,
+    ):
+        for shard, data in encoded:
+            write_with_proof(paths[shard], data)
+            yield worker.read(paths[shard], shard)
 
 
 def _parts(plan: Plan, made: Sequence[_Made]) -> Iterable[Part]:
@@ -438,22 +464,36 @@ def _schema(kind: str) -> pa.Schema:
 # What follows runs in the worker processes.
 
 
+class _Job(NamedTuple):
+    """What a worker process is told: what to make, and by what it knows that it has the same inputs and packages.
+
+    Args:
+        name: tells jobs apart.
+        sources: sha256 of each image.
+        schemas: of each kind of part.
+        surroundings: versions of packages, and the processor.
+    """
+
+    name: str
+    settings: GenerateSettings
+    text_digest: str
+    sources: Sequence[str]
+    schemas: Mapping[str, pa.Schema]
+    surroundings: Mapping[str, str]
+
+
 class _Worker:
     """What a worker process knows: the collection, and the canvases of the images that it saw last."""
 
-    def __init__(
-        self,
-        settings: GenerateSettings,
-        text_digest: str,
-        sources: Sequence[str],
-        schemas: Mapping[str, pa.Schema],
-        output: Path,
-    ) -> None:
-        self.seed, self.schemas, self.output = settings.seed, schemas, output
-        self.collection = _load(settings)
-        if len(self.collection.images) != len(sources) or _text_digest(self.collection) != text_digest:
-            raise InputError(f"{self.collection.name} changed while it was read. Run the same command again.")
-        self._sources = {image.id: digest for image, digest in zip(self.collection.images, sources, strict=True)}
+    def __init__(self, job: _Job) -> None:
+        self.seed, self.schemas = job.settings.seed, job.schemas
+        self.collection = _load(job.settings)
+        if len(self.collection.images) != len(job.sources) or _text_digest(self.collection) != job.text_digest:
+            raise InputError(
+                f"{self.collection.name} is not what it was when the command began, or not the same on "
+                f"{platform.node()}. Run the same command again, with the same data everywhere."
+            )
+        self._sources = {image.id: digest for image, digest in zip(self.collection.images, job.sources, strict=True)}
         self.ids = caption_ids(self.collection)
         self.captions_of = captions_by_image(self.collection)
         self._images = {image.id: image for image in self.collection.images}
@@ -477,18 +517,48 @@ class _Worker:
             )
         return pixels
 
+    def encode(self, shard: _Shard) -> bytes:
+        """The shard as a Parquet file."""
+        kind, buffer = _kind(shard.shift_id), io.BytesIO()
+        table = pa.Table.from_pylist(_ROWS[kind](self, shard), schema=self.schemas[kind])
+        pq.write_table(table, buffer, compression="none" if "image" in table.column_names else "zstd")
+        return buffer.getvalue()
 
-_arguments: tuple[Any, ...] = ()
+    def read(self, path: Path, shard: _Shard) -> _Made:
+        """What the shard's file holds.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        try:
+            names = [name for name in pq.read_schema(path).names if name != "image"]
+            rows = pq.read_table(path, columns=names).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} cannot be read: {error}. Remove it and run the same command again.") from None
+        return _Made(shard, sha256_of(path), len(rows), *_contents(self, _kind(shard.shift_id), rows))
 
 
-def _start_process(*arguments: Any) -> None:
-    """Runs once in each worker process, where threads would only get in the other processes' way."""
-    global _arguments
+_jobs: dict[str, _Job] = {}
+"""The one that this process was told."""
+
+
+@lru_cache(maxsize=1)
+def _worker_of(name: str) -> _Worker:
+    return _Worker(_jobs[name])
+
+
+def _start_process(job: _Job) -> None:
+    """Runs once in each process of a pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _use_one_core()
+    _jobs[job.name] = job
+
+
+def _use_one_core() -> None:
+    """Threads would only get in the other processes' way."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _arguments = arguments
 
 
 def _end_with_parent() -> None:
@@ -499,27 +569,26 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-@cache
-def _worker() -> _Worker:
-    return _Worker(*_arguments)
-
-
-def _make(shard: _Shard) -> _Made:
+def _make(name: str, output: Path, shard: _Shard) -> _Made:
     """The shard as it lies on disk, made if it is not there."""
-    worker, kind = _worker(), _kind(shard.shift_id)
-    path = worker.output / shard.path
+    worker, path = _worker_of(name), output / shard.path
     if not is_intact(path):
-        rows = _ROWS[kind](worker, shard)
-        buffer = io.BytesIO()
-        table = pa.Table.from_pylist(rows, schema=worker.schemas[kind])
-        pq.write_table(table, buffer, compression="none" if "image" in table.column_names else "zstd")
-        write_with_proof(path, buffer.getvalue())
-    try:
-        names = [name for name in pq.read_schema(path).names if name != "image"]
-        rows = pq.read_table(path, columns=names).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {error}. Remove it and run the same command again.") from None
-    return _Made(shard, sha256_of(path), len(rows), *_contents(worker, kind, rows))
+        write_with_proof(path, worker.encode(shard))
+    return worker.read(path, shard)
+
+
+def _encode_on_node(job: _Job, shard: _Shard) -> bytes:
+    """The shard as a Parquet file, made by a process of a cluster's node, which keeps its worker for the next one.
+
+    Raises:
+        InputError: the node has other data, versions, or another processor than the command's own machine.
+    """
+    if job.name not in _jobs:
+        _use_one_core()
+        check_surroundings({**_versions(), "processor": processor_name()}, job.surroundings)
+        _jobs.clear()
+        _jobs[job.name] = job
+    return _worker_of(job.name).encode(shard)
 
 
 def _contents(worker: _Worker, kind: str, rows: Sequence[Mapping[str, Any]]) -> tuple[int, list[str]]:

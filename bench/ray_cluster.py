@@ -21,10 +21,11 @@ import socket
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.errors import InputError, RoveError, UsageError
 from bench.examples import claim_examples
@@ -106,6 +107,44 @@ class Cluster:
     def call(self, function: Callable[..., Any], *arguments: object) -> Any:
         """What `function` returns where a replica would run."""
         return _result_of(ray.remote(function).options(**self._options).remote(*arguments))
+
+    def map(
+        self, function: Callable[[Any, Any], Any], tasks: Iterable[Any], shared: object, at_most: int | None = None
+    ) -> Generator[tuple[Any, Any]]:
+        """Every task with what `function(shared, task)` returns on some node, as they are finished.
+
+        One whose process or node is lost is tried again, a few times.
+
+        Args:
+            shared: is sent to each node once.
+            at_most: how many run at the same time; None for one on each CPU.
+
+        Raises:
+            RoveError: what the function raised, or a task was lost every time.
+        """
+        room = min(at_most or sys.maxsize, max(1, int(ray.cluster_resources().get("CPU", 1))))
+        call = ray.remote(_call).options(max_retries=MOST_LOST - 1, **self._options)
+        started_with, held, waiting = _own_start(), ray.put(shared), iter(tasks)
+        running: dict[Any, Any] = {}
+        try:
+            while True:
+                for task in islice(waiting, room - len(running)):
+                    running[call.remote(started_with, function, held, task)] = task
+                if not running:
+                    return
+                for ready in ray.wait([*running], timeout=_REMIND_S)[0]:
+                    task = running.pop(ready)
+                    try:
+                        value = _result_of(ready)
+                    except ray.exceptions.RayError as error:
+                        raise RoveError(
+                            f"a part of the work was lost {MOST_LOST} times, perhaps for memory: {_first_line(error)} "
+                            "Fewer --workers; what was finished is kept, and the same command goes on."
+                        ) from None
+                    yield task, value
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
 
     def replicas(self, inputs: CellInputs, examples: Path) -> RayReplicas:
         """As many replicas as were asked for; `examples` is where the run keeps its attacked items."""
@@ -207,9 +246,8 @@ class RayReplicas:
         self._shelf = None
 
     def _add(self) -> None:
-        handed_on = {name: os.environ.get(name) for name in _HANDED_ON}
         actor = ray.remote(_Replica).options(max_concurrency=2, **self._options)  # one for stop()
-        replica = actor.remote(self._inputs, self._shelf, handed_on, os.getcwd())
+        replica = actor.remote(self._inputs, self._shelf, _own_start())
         self._held[replica] = set()
         self._starting[replica.start.remote()] = replica
 
@@ -307,7 +345,38 @@ class RayReplicas:
         return self._inputs.settings.rerank_k if self.start().reranker else None
 
 
+class _Start(NamedTuple):
+    """What the user's command was started with: variables, None where there is none, and the folder."""
+
+    variables: Mapping[str, str | None]
+    folder: str
+
+
+def _own_start() -> _Start:
+    return _Start({name: os.environ.get(name) for name in _HANDED_ON}, os.getcwd())
+
+
 # What follows runs on the nodes.
+
+
+def _settle(started_with: _Start) -> None:
+    """Takes over what the command was started with: Ray sets a number of threads where there is none."""
+    for name, value in started_with.variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    try:
+        os.chdir(started_with.folder)
+    except OSError as error:
+        raise InputError(
+            f"{_node()} cannot enter {started_with.folder}, where this command was started: {error.strerror}; expected "
+            "the same paths on every node."
+        ) from None
+
+
+def _call(started_with: _Start, function: Callable[..., Any], shared: object, task: object) -> Any:
+    _settle(started_with)
+    return function(shared, task)
 
 
 class _Replica:
@@ -316,14 +385,14 @@ class _Replica:
     _examples: Path
     _replica: Replica
 
-    def __init__(self, inputs: CellInputs, shelf: Any, handed_on: Mapping[str, str | None], folder: str) -> None:
-        self._inputs, self._shelf, self._handed_on, self._folder = inputs, shelf, handed_on, folder
+    def __init__(self, inputs: CellInputs, shelf: Any, started_with: _Start) -> None:
+        self._inputs, self._shelf, self._started_with = inputs, shelf, started_with
         self._name = ray.get_runtime_context().get_actor_id()
         self._ends = contextlib.ExitStack()
 
     def start(self) -> Loaded:
         """Loads the submission, if this node is as it must be."""
-        self._settle()
+        _settle(self._started_with)
         from bench.replica import Replica
 
         check_node(self._inputs)
@@ -345,20 +414,6 @@ class _Replica:
     def stop(self) -> None:
         """Ends the submission's processes, whatever they are at, and leaves nothing on the node but its cache."""
         self._ends.close()
-
-    def _settle(self) -> None:
-        """Takes over what the run's own process was started with: Ray sets a number of threads where there is none."""
-        for name, value in self._handed_on.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        try:
-            os.chdir(self._folder)
-        except OSError as error:
-            raise InputError(
-                f"{_node()} cannot enter {self._folder}, where this command was started: {error.strerror}; expected "
-                "the same paths on every node."
-            ) from None
 
     def _share(self, key: str, make: Callable[[], Embedded]) -> Embedded:
         """What lies on the shelf under `key`, or else what is made now and put there."""
@@ -415,20 +470,14 @@ def check_node(inputs: CellInputs) -> None:
     Raises:
         InputError: it has another submission, processor or version.
     """
-    from bench.environment import describe_environment, surroundings_of
+    from bench.environment import check_surroundings, describe_environment, surroundings_of
     from bench.submission import take_fingerprint
 
     submission = inputs.submission
     if not submission.module.is_file() or take_fingerprint(submission) != submission.fingerprint:
         raise InputError(f"{_node()} has another submission at {submission.folder}; expected the same on every node.")
-    here = surroundings_of(describe_environment(inputs.settings.worker.device, submission.manifest.requires))
-    expected = dict(inputs.surroundings)
-    for name in sorted({*here, *expected}):
-        if here.get(name) != expected.get(name):
-            raise InputError(
-                f"{_node()} has {name} {here.get(name)}; expected {expected.get(name)}, as on the first node: records "
-                "of one run come from machines of one kind."
-            )
+    here = describe_environment(inputs.settings.worker.device, submission.manifest.requires)
+    check_surroundings(surroundings_of(here), inputs.surroundings)
 
 
 def _node() -> str:

@@ -21,7 +21,16 @@ from bench.cli.console import (
     print_table,
     shard_progress,
 )
-from bench.cli.submitting import BatchSize, Device, IsolationMode, ModelArgs, worker_settings
+from bench.cli.submitting import (
+    BatchSize,
+    Device,
+    Executor,
+    IsolationMode,
+    ModelArgs,
+    RayAddress,
+    cluster_settings,
+    worker_settings,
+)
 from bench.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -60,6 +69,8 @@ def generate(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one for each core.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
     isolation: IsolationMode = "auto",
+    executor: Executor = "local",
+    ray_address: RayAddress = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be made, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -67,9 +78,10 @@ def generate(
     keep_offline(offline)
     if bool(shift) == bool(attack):
         raise UsageError("expected either --shift or --attack; `rove list shifts` and `rove list attacks` show them.")
+    cluster = cluster_settings(executor, ray_address)
     if attack:
-        if victim is None or dry_run:
-            raise UsageError("--attack needs --victim SUBMISSION, and knows no --dry-run.")
+        if victim is None or dry_run or cluster:
+            raise UsageError("--attack needs --victim SUBMISSION, and knows neither --dry-run nor --executor ray.")
         from bench.generate_attacked import generate_attacked
 
         attacked = _attacked_settings(
@@ -97,7 +109,8 @@ def generate(
         seed=seed,
         limit=limit,
         offline=offline,
-        **({} if workers is None else {"workers": workers}),
+        workers=workers,
+        cluster=cluster,
     )
     if dry_run:
         _print_estimate(settings, estimate_size(settings).as_dict(), as_json)
@@ -257,5 +270,5 @@ def _print_estimate(settings: GenerateSettings, facts: dict[str, float], as_json
     print_table(settings.dataset, ["shift", "changes"], rows)
     print_note(
         f"{len(rows)} shifts of {facts['n_images']:.0f} images: about {facts['bytes'] / 1e9:.2f} GB and "
-        f"{facts['seconds'] / 60:.0f} minutes with {settings.workers} processes."
+        f"{facts['seconds'] / 60:.0f} minutes with {settings.n_workers} processes."
     )

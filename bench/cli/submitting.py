@@ -36,6 +36,10 @@ ModelArgs = Annotated[list[str] | None, typer.Option("--model-arg", help="KEY=VA
 Device = Annotated[str, typer.Option(help="torch's name of the device.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Items a batch.")]
+Executor = Annotated[str, typer.Option(help="local, or ray: on a Ray cluster.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="With ray: a running cluster's HOST:PORT, or auto; default: this machine.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Wall-clock limit for one batch, in seconds.")]
 IsolationMode = Annotated[
@@ -170,16 +174,14 @@ def run(
     cell_timeout: Annotated[float, typer.Option(min=1, help="Wall-clock limit for one cell, in seconds.")] = 43_200.0,
     isolation: IsolationMode = "auto",
     memory: Memory = None,
-    executor: Annotated[str, typer.Option(help="local, or ray: replicas on a Ray cluster.")] = "local",
+    executor: Executor = "local",
     replicas: Annotated[
         int | None, typer.Option(min=1, help="With ray: copies of the submission; default: one a GPU, or one a node.")
     ] = None,
     gpus_per_replica: Annotated[
         float | None, typer.Option(min=0, help="With ray: such as 0.5; default: 1 with --device cuda.")
     ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="With ray: a running cluster's HOST:PORT, or auto; default: this machine.")
-    ] = None,
+    ray_address: RayAddress = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -206,7 +208,7 @@ def run(
         command=command_line(),
         source=source,
         rerank_k=rerank_k,
-        cluster=_cluster_settings(executor, replicas, gpus_per_replica, ray_address),
+        cluster=cluster_settings(executor, ray_address, replicas, gpus_per_replica),
     )
     if source is not None:
         cells = transfer_suite(cells, read_results(source))
@@ -267,10 +269,10 @@ def parse_duration(text: str, flag: str) -> float:
     return seconds
 
 
-def _cluster_settings(
-    executor: str, replicas: int | None, gpus_per_replica: float | None, address: str | None
+def cluster_settings(
+    executor: str, address: str | None, replicas: int | None = None, gpus_per_replica: float | None = None
 ) -> ClusterSettings | None:
-    """Where cells are scored, from the command line's options; None for this process's own replica.
+    """Where the work is done, from the command line's options; None for this machine without Ray.
 
     Raises:
         UsageError: there is no such executor, or it takes no such option.

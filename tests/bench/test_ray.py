@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ from observers import Silent
 from bench.cells import ClusterSettings, RunSettings
 from bench.environment import describe_environment, surroundings_of
 from bench.errors import InputError, UsageError
+from bench.generate import GenerateSettings, generate
 from bench.records import Record
 from bench.run import RunResult, run_suite
 from bench.submission import Submission, find_submission
 from bench.suites import Suite, read_suite
 from bench.worker.host import WorkerSettings
 from bench.worker.isolation import choose_isolation
+from shifts.catalogue import parse_shift
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'rove-bench[ray]'")
 
@@ -106,12 +108,12 @@ class Killer(Silent):
             os.kill(self.killed[0], signal.SIGKILL)
 
 
-def find_replicas() -> list[int]:
-    """Processes of this cluster's replicas."""
+def find_replicas(name: bytes = b"ray::_Replica") -> list[int]:
+    """Processes of this cluster's replicas, or of what else is called by `name`."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            named = path.read_bytes().startswith(b"ray::_Replica")
+            named = path.read_bytes().startswith(name)
         except OSError:
             continue
         if named:
@@ -194,6 +196,77 @@ def test_attacked_cells_are_the_same_and_share_their_examples(cluster: None, toy
     run_suite(soft, suite, local, Silent())
     run_suite(soft, suite, replace(local, output=tmp_path / "ray", cluster=TWO), Silent())
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+class Generating:
+    """Does something when the first shard of a data set is made."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        self.then, self.shards = then, list[str]()
+
+    def planned(self, n_rows: int) -> None:
+        pass
+
+    def shard_done(self, shift_id: str, n_rows: int) -> None:
+        self.shards.append(shift_id)
+        if len(self.shards) == 1:
+            self.then()
+
+
+SHIFTS = ("gaussian_noise:1", "elastic_transform:5", "typo_keyboard:3", "sentence_formal:1", "gallery_mix:4")
+ON_CLUSTER = GenerateSettings(
+    "scenes/test", tuple(map(parse_shift, SHIFTS)), limit=24, workers=2, cluster=ClusterSettings()
+)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("generated") / "copy"
+    generate(replace(ON_CLUSTER, cluster=None), folder, Generating(lambda: None))
+    return bytes_of(folder)
+
+
+def test_a_data_set_is_the_same_though_a_process_is_lost(
+    cluster: None, generated: dict[str, bytes], tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.extend(find_replicas(b"ray::_call"))
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
+
+    observer = Generating(kill)
+    generate(ON_CLUSTER, tmp_path / "copy", observer)
+    assert killed
+    assert sorted(observer.shards) == sorted(["clean_canvas", *SHIFTS])
+    assert bytes_of(tmp_path / "copy") == generated
+
+
+def test_what_a_cluster_began_is_finished_without_one(
+    cluster: None, generated: dict[str, bytes], tmp_path: Path
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(ON_CLUSTER, tmp_path / "copy", Generating(interrupt))
+    assert len(list((tmp_path / "copy").rglob("*.parquet"))) == 1
+    generate(replace(ON_CLUSTER, cluster=None), tmp_path / "copy", Generating(lambda: None))
+    assert bytes_of(tmp_path / "copy") == generated
+
+
+def test_a_node_with_other_versions_generates_nothing(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.generate._versions", lambda: {"numpy": "1.0"})
+    with pytest.raises(InputError, match=r"node \S+ has \S+ .*; expected .*, as on the first node"):
+        generate(ON_CLUSTER, tmp_path / "copy", Generating(lambda: None))
+    assert not list((tmp_path / "copy").rglob("*.parquet"))
 
 
 @pytest.mark.parametrize(
