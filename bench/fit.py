@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import torchvision_fix
+from bench.cells import ClusterSettings
 from bench.errors import InputError, UsageError
 from bench.fit_data import FitData, saw_evaluation_data
 from bench.fit_report import Fitted, make_card, make_manifest, make_model, manifest_toml, write_plot
@@ -18,6 +19,7 @@ from bench.fit_search import check_search, run_search
 from bench.fit_state import LOG_FILE, FitState, open_state
 from bench.recipes import Recipe
 from bench.records import Manifest
+from bench.run import connect_cluster
 from bench.shifted import source_digest
 from bench.store import new_folder
 from bench.submission import (
@@ -27,6 +29,7 @@ from bench.submission import (
     digest_recipe,
     find_recipe,
     find_submission,
+    list_recipes,
     read_manifest,
     shipped_submissions,
 )
@@ -49,6 +52,7 @@ class FitSettings:
         budget_s: seconds of training after which it ends in good order; None is no limit.
         device: torch's name of the device.
         search: whether the values of the recipe's `SEARCH` are tried, in place of those in `args`.
+        cluster: which the recipe may share its work out to; None for this machine alone.
     """
 
     recipe: Recipe
@@ -59,6 +63,7 @@ class FitSettings:
     budget_s: float | None = None
     device: str = "cpu"
     search: bool = False
+    cluster: ClusterSettings | None = None
 
 
 def choose_recipe(
@@ -116,14 +121,20 @@ def run_fit(
         plot: also draw the log.
 
     Raises:
-        UsageError: `output` is not empty, the state to resume is of another fit, or the recipe takes no budget or no
-            generic collection.
+        UsageError: `output` is not empty, the state to resume is of another fit, or the recipe takes no budget, no
+            generic collection or no cluster.
         InputError: the recipe wrote no valid submission.
     """
     if settings.budget_s is not None and not settings.recipe.needs_base:
         raise UsageError(f"recipe {settings.recipe.name} keeps no --budget; give --epochs.")
     if data.generic is not None and not settings.recipe.takes_generic:
         raise UsageError(f"recipe {settings.recipe.name} keeps nothing in memory and takes no --generic; leave it out.")
+    if settings.cluster and not settings.recipe.shares_out:
+        sharing = ", ".join(name for name, recipe in list_recipes().items() if recipe.shares_out)
+        raise UsageError(
+            f"recipe {settings.recipe.name} trains its towers on one machine and takes no --executor ray; those that "
+            f"encode with frozen towers first do: {sharing}."
+        )
     _check_name(name)
     with new_folder(output, MANIFEST, overwrite) as unfinished:
         fitted = _describe(settings, data, name, say)
@@ -243,23 +254,23 @@ def _search(
 def _call(settings: FitSettings, data: FitData, folder: Path, state: FitState, say: Say) -> FitFacts | None:
     """Runs the recipe's `fit(context)`, which fills `folder`."""
     module = _load_recipe(settings.recipe.source)
-    return module.fit(
-        FitContext(
-            train=data.train,
-            validation=data.validation,
-            output=folder,
-            seed=settings.seed,
-            epochs=settings.epochs,
-            args=settings.args,
-            device=settings.device,
-            report=_Reporter(state, settings.budget_s, say),
-            checkpoint=state,
-            base=_to_base(settings.base),
-            budget_s=settings.budget_s,
-            generic=data.generic.train if data.generic else None,
-            generic_validation=data.generic.validation if data.generic else None,
-        )
+    context = FitContext(
+        train=data.train,
+        validation=data.validation,
+        output=folder,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        args=settings.args,
+        device=settings.device,
+        report=_Reporter(state, settings.budget_s, say),
+        checkpoint=state,
+        base=_to_base(settings.base),
+        budget_s=settings.budget_s,
+        generic=data.generic.train if data.generic else None,
+        generic_validation=data.generic.validation if data.generic else None,
     )
+    with connect_cluster(settings.cluster, settings.device) as cluster:
+        return module.fit(replace(context, map=None if cluster is None else cluster.map_in_order))
 
 
 def _finish(folder: Path, fitted: Fitted, log: Path) -> None:

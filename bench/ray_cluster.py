@@ -27,6 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench import torchvision_fix
 from bench.errors import InputError, RoveError, UsageError
 from bench.examples import claim_examples
 from bench.records import Cell, Probe
@@ -34,6 +35,7 @@ from bench.store import write_atomic
 
 try:
     import ray
+    from ray import cloudpickle
 except ModuleNotFoundError:
     raise UsageError(
         "--executor ray needs Ray, which is not installed; install it: pip install 'rove-bench[ray]'."
@@ -116,6 +118,7 @@ class Cluster:
         One whose process or node is lost is tried again, a few times.
 
         Args:
+            function: of an installed module.
             shared: is sent to each node once.
             at_most: how many run at the same time; None for one on each CPU.
 
@@ -124,12 +127,12 @@ class Cluster:
         """
         room = min(at_most or sys.maxsize, max(1, int(ray.cluster_resources().get("CPU", 1))))
         call = ray.remote(_call).options(max_retries=MOST_LOST - 1, **self._options)
-        started_with, held, waiting = _own_start(), ray.put(shared), iter(tasks)
+        started_with, held, waiting = _own_start(), ray.put(cloudpickle.dumps((function, shared))), iter(tasks)
         running: dict[Any, Any] = {}
         try:
             while True:
                 for task in islice(waiting, room - len(running)):
-                    running[call.remote(started_with, function, held, task)] = task
+                    running[call.remote(started_with, held, cloudpickle.dumps(task))] = task
                 if not running:
                     return
                 for ready in ray.wait([*running], timeout=_REMIND_S)[0]:
@@ -145,6 +148,12 @@ class Cluster:
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+
+    def map_in_order(self, function: Callable[[Any, Any], Any], shared: object, tasks: Iterable[Any]) -> list[Any]:
+        """What `function(shared, task)` returns of each task, in their order; as many at once as there are replicas."""
+        numbered = self.map(_call_numbered, enumerate(tasks), (function, shared), at_most=self.n_replicas)
+        found = {number: value for (number, _), value in numbered}
+        return [found[number] for number in range(len(found))]
 
     def replicas(self, inputs: CellInputs, examples: Path) -> RayReplicas:
         """As many replicas as were asked for; `examples` is where the run keeps its attacked items."""
@@ -374,9 +383,17 @@ def _settle(started_with: _Start) -> None:
         ) from None
 
 
-def _call(started_with: _Start, function: Callable[..., Any], shared: object, task: object) -> Any:
+def _call(started_with: _Start, held: bytes, task: bytes) -> Any:
+    """To unpickle a function is to import its module, which must find the variables as they are to be."""
     _settle(started_with)
-    return function(shared, task)
+    torchvision_fix.install()
+    function, shared = cloudpickle.loads(held)
+    return function(shared, cloudpickle.loads(task))
+
+
+def _call_numbered(held: tuple[Callable[[Any, Any], Any], object], task: tuple[int, object]) -> Any:
+    function, shared = held
+    return function(shared, task[1])
 
 
 class _Replica:

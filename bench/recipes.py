@@ -34,6 +34,7 @@ class Recipe:
         model_args: what `--model-arg` can set of a fitted submission, with defaults (`MODEL_ARGS`).
         requires: distributions that a fitted submission needs besides its base's (`REQUIRES`).
         takes_generic: whether `--generic` may name a second collection, not to be forgotten (`TAKES_GENERIC`).
+        shares_out: whether what its frozen base makes of items can be shared out to a cluster (`SHARES_OUT`).
         search: values that `--search` tries, by argument (`SEARCH`); empty where it has none to try.
     """
 
@@ -47,6 +48,7 @@ class Recipe:
     model_args: Mapping[str, str]
     requires: Sequence[str]
     takes_generic: bool = False
+    shares_out: bool = False
     search: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
@@ -77,6 +79,7 @@ def read_recipe(source: Path) -> Recipe:
         model_args=_checked_args(source, "MODEL_ARGS", module.constant("MODEL_ARGS", {})),
         requires=module.constant("REQUIRES", []),
         takes_generic=module.constant("TAKES_GENERIC", False),
+        shares_out=module.constant("SHARES_OUT", False),
         search=_checked_search(source, args, module.constant("SEARCH", {})),
     )
 

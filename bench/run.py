@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from bench.bundle import Results, cell_files, read_record
-from bench.cells import CellInputs, RunSettings
+from bench.cells import CellInputs, ClusterSettings, RunSettings
 from bench.environment import describe_environment, surroundings_of
 from bench.errors import InputError, UsageError
 from bench.examples import EXAMPLES
@@ -88,7 +88,7 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
         UsageError: the output folder belongs to a run of other inputs, or another process writes to it.
     """
     settings = replace(settings, rerank_k=choose_rerank_k(submission, settings.rerank_k))
-    with _connect(settings) as cluster:
+    with connect_cluster(settings.cluster, settings.worker.device) as cluster:
         asked = settings.worker.device, submission.manifest.requires
         environment = cluster.call(describe_environment, *asked) if cluster else describe_environment(*asked)
         manifest = build_manifest(submission, suite, settings, environment)
@@ -103,13 +103,13 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
             return _Run(folder, inputs, replicas, observer).finish(_claim(folder, manifest, settings))
 
 
-def _connect(settings: RunSettings) -> AbstractContextManager[Cluster | None]:
-    """The cluster that scores; None where this machine does."""
-    if settings.cluster is None:
+def connect_cluster(settings: ClusterSettings | None, device: str) -> AbstractContextManager[Cluster | None]:
+    """The cluster that does the work; None where this machine does."""
+    if settings is None:
         return nullcontext()
     from bench.ray_cluster import connect
 
-    return connect(settings.cluster, settings.worker.device)
+    return connect(settings, device)
 
 
 def choose_rerank_k(submission: Submission, asked: int | None) -> int:

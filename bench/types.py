@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -253,6 +253,8 @@ class FitContext:
         generic: images of what the base knows already, not to be forgotten; None unless the recipe's `TAKES_GENERIC`
             is true and one is given.
         generic_validation: for choices, beside `validation`; None lets the recipe hold out a part of `generic`.
+        map: `map(function, shared, tasks)` gives what `function(shared, task)` returns on a cluster's nodes, in the
+            order of the tasks; all of it is pickled, the function by the name of its module. None without a cluster.
     """
 
     train: Collection
@@ -268,6 +270,7 @@ class FitContext:
     budget_s: float | None = None
     generic: Collection | None = None
     generic_validation: Collection | None = None
+    map: Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], list[Any]] | None = None
 
 
 @dataclass(frozen=True)

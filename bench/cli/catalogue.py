@@ -162,6 +162,7 @@ def _describe_recipe(name: str) -> dict[str, Any] | None:
         "version": recipe.version,
         "needs_base": recipe.needs_base,
         "takes_generic": recipe.takes_generic,
+        "shares_out": recipe.shares_out,
         "search": {key: list(values) for key, values in recipe.search.items()},
         "recipe_args": {key: value or "the recipe's" for key, value in recipe.args.items()},
         "model_args": dict(recipe.model_args),

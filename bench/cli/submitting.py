@@ -37,6 +37,12 @@ Device = Annotated[str, typer.Option(help="torch's name of the device.")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Items a batch.")]
 Executor = Annotated[str, typer.Option(help="local, or ray: on a Ray cluster.")]
+Replicas = Annotated[
+    int | None, typer.Option(min=1, help="With ray: copies of the model; default: one a GPU, or one a node.")
+]
+GpusPerReplica = Annotated[
+    float | None, typer.Option(min=0, help="With ray: such as 0.5; default: 1 with --device cuda.")
+]
 RayAddress = Annotated[
     str | None, typer.Option(help="With ray: a running cluster's HOST:PORT, or auto; default: this machine.")
 ]
@@ -122,6 +128,10 @@ def fit(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the submission; default: BASE-RECIPE.")] = None,
     device: Device = "cpu",
+    executor: Executor = "local",
+    replicas: Replicas = None,
+    gpus_per_replica: GpusPerReplica = None,
+    ray_address: RayAddress = None,
     offline: Offline = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
 ) -> None:
@@ -133,7 +143,8 @@ def fit(
     base_args, args = parse_pairs(base_arg or [], "--base-arg"), parse_pairs(recipe_arg or [], "--recipe-arg")
     budget_s = None if budget is None else parse_duration(budget, "--budget")
     chosen = choose_recipe(recipe, base, base_args, args, search)
-    settings = replace(chosen, seed=seed, epochs=epochs, budget_s=budget_s, device=device)
+    cluster = cluster_settings(executor, ray_address, replicas, gpus_per_replica)
+    settings = replace(chosen, seed=seed, epochs=epochs, budget_s=budget_s, device=device, cluster=cluster)
     copies = parse_pairs(data_dir or [], "--data-dir")
     data = load_fit_data(train, validation, chosen.recipe.needs_base, copies, offline, print_note, generic)
     try:
@@ -175,12 +186,8 @@ def run(
     isolation: IsolationMode = "auto",
     memory: Memory = None,
     executor: Executor = "local",
-    replicas: Annotated[
-        int | None, typer.Option(min=1, help="With ray: copies of the submission; default: one a GPU, or one a node.")
-    ] = None,
-    gpus_per_replica: Annotated[
-        float | None, typer.Option(min=0, help="With ray: such as 0.5; default: 1 with --device cuda.")
-    ] = None,
+    replicas: Replicas = None,
+    gpus_per_replica: GpusPerReplica = None,
     ray_address: RayAddress = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")] = False,
     as_json: Json = False,

@@ -41,13 +41,9 @@ from submissions.backbones.examples import (
     split_collection,
 )
 from submissions.backbones.fitted import digest_of, load_base, write_fitted
+from submissions.backbones.frozen import Frozen
 from submissions.backbones.plan import Plan, cosine_rate, make_optimizer, parse_count
-from submissions.backbones.retrieval import (
-    LARGEST_LOG_SCALE,
-    embed_captions,
-    embed_images,
-    recall_of,
-)
+from submissions.backbones.retrieval import LARGEST_LOG_SCALE, recall_of
 from submissions.backbones.training import read_state, write_state
 
 PLAN = Plan(epochs=20, batch=256, lr=1e-3, weight_decay=0.01, warmup=0.0, betas=(0.9, 0.999))
@@ -464,10 +460,10 @@ def compute_few_shots(context: FitContext, base: Backbone) -> FewShots:
     if unknown is not None:
         raise InputError(f"{chosen.name} has the prompt {unknown!r}, which {train.name} has not; expected its classes.")
     labels = [class_of[chosen.captions[index]] for index in classes_of(chosen)]
-    computed, shot = Computed(context), [train.images[i] for i in rows.flat]
-    prompts = computed.get("prompts", lambda: embed_captions(base, Examples(train, base)))
-    images = computed.get("images", lambda: embed_images(base, Examples(chosen, base)))
-    views = computed.get("views", lambda: encode_views(base, shot, context.seed, VIEWS))
+    computed, frozen, shot = Computed(context), Frozen(base, context), [train.images[i] for i in rows.flat]
+    prompts = computed.get("prompts", lambda: frozen.captions(Examples(train, base)))
+    images = computed.get("images", lambda: frozen.images(Examples(chosen, base)))
+    views = computed.get("views", lambda: encode_views(frozen, shot, context.seed, VIEWS))
     return FewShots(
         views=functional.normalize(views, dim=2),
         keys=make_keys(views).view(*rows.shape, -1),
@@ -490,11 +486,12 @@ def compute_pairs(context: FitContext, base: Backbone, all_images: bool) -> Pair
     rows = np.sort(rng.permutation(len(train.images))[: parse_count("cache", context.args["cache"])])
     if not all_images:
         train, rows = select_images(train, rows), np.arange(len(rows))
-    examples, chosen, computed = Examples(train, base), Examples(validation, base), Computed(context)
-    validation_images = computed.get("validation images", lambda: embed_images(base, chosen))
-    validation_captions = computed.get("validation captions", lambda: embed_captions(base, chosen))
-    images = computed.get("images", lambda: embed_images(base, examples))
-    captions = computed.get("captions", lambda: embed_captions(base, examples))
+    examples, chosen = Examples(train, base), Examples(validation, base)
+    computed, frozen = Computed(context), Frozen(base, context)
+    validation_images = computed.get("validation images", lambda: frozen.images(chosen))
+    validation_captions = computed.get("validation captions", lambda: frozen.captions(chosen))
+    images = computed.get("images", lambda: frozen.images(examples))
+    captions = computed.get("captions", lambda: frozen.captions(examples))
     return Pairs(
         train=examples,
         images=functional.normalize(images),
@@ -542,22 +539,24 @@ def _choose_validation(context: FitContext, shots: Int[np.ndarray, "n_classes sh
     return select_images(source, np.sort(drawn))
 
 
-@torch.no_grad()
 def encode_views(
-    backbone: Backbone, images: Sequence[Image], seed: int, n_views: int
+    frozen: Frozen, images: Sequence[Image], seed: int, n_views: int
 ) -> Float[Tensor, "n_views n_images dim"]:
     """The base's vectors, as it gives them, of random crops of images, half of them mirrored.
 
     Source: torchvision's RandomResizedCrop with a scale of 0.5 to 1 and RandomHorizontalFlip, as in `main.py` of
     github.com/gaopengcuhk/Tip-Adapter, drawn from a stream of each image's own.
     """
-    parts = []
-    for index, image in enumerate(images):
-        rng, picture = open_stream(seed, VIEWS_STREAM, index), image.decode()
-        height, width = backbone.pixels([picture]).shape[-2:]
-        crops = [_draw_view(picture, (width, height), rng) for _ in range(n_views)]
-        parts.append(backbone.embed_pixels(backbone.pixels(crops)))
-    return torch.stack(parts, dim=1)
+    tasks = [(image, seed, index, n_views) for index, image in enumerate(images)]
+    return torch.stack(frozen.apply(_encode_views, tasks), dim=1)
+
+
+def _encode_views(backbone: Backbone, task: tuple[Image, int, int, int]) -> Float[Tensor, "n_views dim"]:
+    image, seed, index, n_views = task
+    rng, picture = open_stream(seed, VIEWS_STREAM, index), image.decode()
+    height, width = backbone.pixels([picture]).shape[-2:]
+    crops = [_draw_view(picture, (width, height), rng) for _ in range(n_views)]
+    return backbone.embed_pixels(backbone.pixels(crops))
 
 
 def _draw_view(picture: PIL.Image.Image, size: tuple[int, int], rng: np.random.Generator) -> PIL.Image.Image:

@@ -9,11 +9,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from bench.errors import InputError
-from bench.types import Collection, FitContext
+from bench.types import Collection, FitContext, Image
 from submissions.backbones.backbone import Backbone
 
 VALIDATION_SHARE, MOST_VALIDATED = 0.1, 500
@@ -44,8 +44,7 @@ class Examples:
     def pixels(self, images: Sequence[int] | Int[np.ndarray, " n"]) -> Float[Tensor, "n 3 height width"]:
         """Of some images, in [0, 1]."""
         missing = [int(i) for i in images if int(i) not in self._kept]
-        with ThreadPoolExecutor(DECODERS) as pool:
-            decoded = list(pool.map(self._decode, missing))
+        decoded = _decode(self._backbone, [self.collection.images[i] for i in missing])
         found = dict(zip(missing, decoded, strict=True))
         for index, pixels in found.items():
             if (len(self._kept) + 1) * pixels.nbytes <= MOST_PIXEL_BYTES:
@@ -58,9 +57,18 @@ class Examples:
         """Some captions."""
         return [self.collection.captions[int(i)] for i in captions]
 
-    def _decode(self, index: int) -> Tensor:
-        pixels = self._backbone.pixels([self.collection.images[index].decode()])[0]
-        return (pixels * 255).round().to(torch.uint8)
+
+def read_pixels(backbone: Backbone, images: Sequence[Image]) -> Float[Tensor, "n 3 height width"]:
+    """What `Examples.pixels` gives of images, none of which is kept."""
+    return torch.stack(_decode(backbone, images)).float() / 255
+
+
+def _decode(backbone: Backbone, images: Sequence[Image]) -> list[UInt8[Tensor, "3 height width"]]:
+    def decode(image: Image) -> Tensor:
+        return (backbone.pixels([image.decode()])[0] * 255).round().to(torch.uint8)
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        return list(pool.map(decode, images))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from submissions.backbones.examples import Batch, Examples
 
 LARGEST_LOG_SCALE = math.log(100)
 ENCODE_BATCH = 64
+Item = TypeVar("Item")
 
 
 class Student:
@@ -87,15 +89,22 @@ def retrieval_loss(student: Student, batch: Batch) -> Float[Tensor, ""]:
 def embed_images(backbone: Backbone, examples: Examples) -> Float[Tensor, "n_images dim"]:
     """Vectors of all images."""
     rows = range(examples.n_images)
-    return torch.cat([backbone.embed_pixels(examples.pixels(part)) for part in _batches(rows, ENCODE_BATCH)])
+    return torch.cat([backbone.embed_pixels(examples.pixels(part)) for part in batches_of(rows, ENCODE_BATCH)])
 
 
-@torch.no_grad()
-def embed_captions(backbone: Backbone, examples: Examples) -> Float[Tensor, "n_captions dim"]:
-    """Vectors of all captions, encoded in the order of their length and given back in their own."""
+def embed_captions(
+    backbone: Backbone, examples: Examples, embed: Callable[[list[list[str]]], list[Tensor]] | None = None
+) -> Float[Tensor, "n_captions dim"]:
+    """Vectors of all captions, encoded in the order of their length and given back in their own.
+
+    Args:
+        embed: gives the vectors of batches; None for the backbone, here.
+    """
     captions = examples.collection.captions
     order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
-    parts = [backbone.embed_texts([captions[i] for i in part]) for part in _batches(order, ENCODE_BATCH)]
+    batches = [[captions[i] for i in part] for part in batches_of(order, ENCODE_BATCH)]
+    with torch.no_grad():
+        parts = embed(batches) if embed else [backbone.embed_texts(batch) for batch in batches]
     return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
 
 
@@ -115,5 +124,6 @@ def recall_of(
     return float(100 * (t2i + i2t) / 2)
 
 
-def _batches(rows: Sequence[int], size: int) -> list[list[int]]:
-    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+def batches_of(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """The items, so many at once."""
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]

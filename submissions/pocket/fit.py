@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,43 +17,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.errors import InputError
-from bench.types import Collection, FitContext
+from bench.types import FitContext
+from submissions.pocket.features import Features, extract
 from submissions.pocket.model import (
     HEAD_FILE,
     MEMBERS,
     Ensemble,
     HeadKind,
-    ImageTower,
-    TextTower,
     build_heads,
-    to_pixels,
 )
 
+SHARES_OUT = True
 ARGS = {"head": "mlp"}
 DROPOUT = 0.5
 BATCH, EPOCHS = 500, (30, 60)
 PEAK_LR, WEIGHT_DECAY = 1e-3, 0.05
 SOFTNESS, SOFT_TEMPERATURE = 0.3, 0.05
 HELD_OUT = 0.125
-FEATURE_BATCH = 64
-
-
-class Features(NamedTuple):
-    """What the frozen towers say of a collection."""
-
-    images: Tensor  # (n_images, 1280)
-    texts: Tensor  # (n_captions, 384)
-    captions_of: list[np.ndarray]  # caption indices of each image
-
-    def part(self, rows: np.ndarray) -> Features:
-        """The same of some images only; captions keep their indices."""
-        return Features(self.images[rows], self.texts, [self.captions_of[i] for i in rows])
 
 
 def fit(context: FitContext) -> None:
     """Writes a submission folder with the fitted head into `context.output`."""
     _head_kind(context)
-    features = _extract(context.train, context)
+    features = extract(context.train, context)
     learn, choose = _learn_and_choose(features, context)
     epochs = context.epochs or max(EPOCHS, key=lambda epochs: _held_out_recall(epochs, learn, choose, context))
     context.report({"epochs_chosen": epochs})
@@ -64,7 +49,7 @@ def fit(context: FitContext) -> None:
 
 def _learn_and_choose(features: Features, context: FitContext) -> tuple[Features, Features]:
     if context.validation is not None:
-        return features, _extract(context.validation, context)
+        return features, extract(context.validation, context)
     order = np.random.Generator(np.random.Philox(context.seed)).permutation(len(features.images))
     n_held_out = max(1, round(HELD_OUT * len(order)))
     return features.part(order[n_held_out:]), features.part(order[:n_held_out])
@@ -140,20 +125,6 @@ def _recall_at_1(heads: nn.ModuleDict, data: Features) -> float:
     t2i = (scores.argmax(axis=0) == image_of).mean()
     i2t = (image_of[scores.argmax(axis=1)] == np.arange(len(scores))).mean()
     return float(t2i + i2t) / 2
-
-
-@torch.inference_mode()
-def _extract(collection: Collection, context: FitContext) -> Features:
-    tower, texts = ImageTower().eval().to(context.device), TextTower().eval().to(context.device)
-    image_features, captions = [], list(collection.captions)
-    for start in range(0, len(collection.images), FEATURE_BATCH):
-        batch = [image.decode() for image in collection.images[start : start + FEATURE_BATCH]]
-        image_features.append(tower(to_pixels(batch).to(context.device)))
-        context.report({"images_encoded": start + len(batch), "images": len(collection.images)})
-    text_features = [texts(captions[i : i + FEATURE_BATCH]) for i in range(0, len(captions), FEATURE_BATCH)]
-    pairs = collection.positives
-    captions_of = [pairs[pairs[:, 0] == i, 1] for i in range(len(collection.images))]
-    return Features(torch.cat(image_features), torch.cat(text_features), captions_of)
 
 
 def _write_submission(heads: nn.ModuleDict, output: Path) -> None:

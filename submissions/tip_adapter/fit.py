@@ -17,6 +17,7 @@ from submissions.backbones.cache_fitting import fit_cache
 from submissions.tip_adapter.model import attach
 
 NEEDS_BASE = True
+SHARES_OUT = True
 VERSION = 1
 METHOD = "Tip-Adapter (training-free cache)"
 ARGS = {**CACHE_ARGS}

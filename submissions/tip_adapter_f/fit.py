@@ -18,6 +18,7 @@ from submissions.backbones.plan import PLAN_ARGS
 from submissions.tip_adapter_f.model import attach
 
 NEEDS_BASE = True
+SHARES_OUT = True
 VERSION = 1
 METHOD = "Tip-Adapter-F (cache whose keys learn)"
 ARGS = {**CACHE_ARGS, **PLAN_ARGS}

@@ -19,6 +19,7 @@ from submissions.backbones.plan import PLAN_ARGS, parse_yes
 from submissions.xmadapter.model import attach
 
 NEEDS_BASE = True
+SHARES_OUT = True
 VERSION = 1
 METHOD = "XMAdapter (cross-modal cache)"
 ARGS = {**CACHE_ARGS, **FUSION_ARGS, **PLAN_ARGS}

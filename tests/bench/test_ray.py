@@ -18,8 +18,11 @@ import pytest
 from observers import Silent
 
 from bench.cells import ClusterSettings, RunSettings
+from bench.data.registry import load_collection
 from bench.environment import describe_environment, surroundings_of
 from bench.errors import InputError, UsageError
+from bench.fit import choose_recipe, run_fit
+from bench.fit_data import FitData
 from bench.generate import GenerateSettings, generate
 from bench.records import Record
 from bench.run import RunResult, run_suite
@@ -267,6 +270,39 @@ def test_a_node_with_other_versions_generates_nothing(
     with pytest.raises(InputError, match=r"node \S+ has \S+ .*; expected .*, as on the first node"):
         generate(ON_CLUSTER, tmp_path / "copy", Generating(lambda: None))
     assert not list((tmp_path / "copy").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base", "args"), [("tip_adapter", "tiny", {"cache": "20"}), ("pocket", None, {})], ids=["base", "towers"]
+)
+def test_a_fit_whose_features_a_cluster_computes_has_the_same_weights(
+    cluster: None, recipe: str, base: str | None, args: dict[str, str], tmp_path: Path
+) -> None:
+    data = FitData(load_collection("scenes/train").head(70), load_collection("scenes/val").head(10))
+    asked = replace(choose_recipe(recipe, base, {}, args), epochs=1)
+    for name, settings in {"local": None, "ray": TWO}.items():
+        run_fit(replace(asked, cluster=settings), data, tmp_path / name, lambda line: None)
+    found = [
+        {path.name: path.read_bytes() for path in sorted((tmp_path / name).glob("*.safetensors"))}
+        for name in ("local", "ray")
+    ]
+    assert found[0]
+    assert found[0] == found[1]
+
+
+def test_a_node_with_another_base_is_refused(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("submissions.backbones.frozen.digest_of", lambda module: "0" * 64)
+    data = FitData(load_collection("scenes/train").head(8), load_collection("scenes/val").head(4))
+    settings = replace(choose_recipe("tip_adapter", "tiny", {}, {"cache": "4"}), cluster=TWO)
+    with pytest.raises(InputError, match=r"a node's base tiny at .* has other weights .*the same on every node"):
+        run_fit(settings, data, tmp_path / "made", lambda line: None)
+
+
+def test_a_recipe_that_shares_nothing_out_says_so(tmp_path: Path) -> None:
+    data = FitData(load_collection("scenes/train").head(8), load_collection("scenes/val").head(4))
+    settings = replace(choose_recipe("lora", "tiny", {}, {}), cluster=TWO)
+    with pytest.raises(UsageError, match="recipe lora trains its towers on one machine and takes no --executor ray"):
+        run_fit(settings, data, tmp_path / "made", lambda line: None)
 
 
 @pytest.mark.parametrize(

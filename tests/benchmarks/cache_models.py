@@ -47,6 +47,7 @@ from submissions.backbones.cache_fitting import (
 )
 from submissions.backbones.examples import Examples, open_stream
 from submissions.backbones.fitted import load_base
+from submissions.backbones.frozen import Frozen
 from submissions.backbones.retrieval import embed_captions, embed_images
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -107,7 +108,7 @@ class Vectors:
         self.scale = float(base.log_scale.exp())
         self.classes = classes_of(train)
         self.prompts = functional.normalize(embed_captions(base, Examples(train, base)))
-        self.views = encode_views(base, train.images, 0, n_views)
+        self.views = encode_views(Frozen(base), train.images, 0, n_views)
         self.own = None if "val" in others else self._whole(base, train, train)
         self.others = {name: self._whole(base, other, train) for name, other in others.items()}
 

@@ -26,6 +26,7 @@ from bench.types import FitContext
 torchvision_fix.install()
 
 from submissions.pocket import fit as pocket
+from submissions.pocket.features import Features, extract
 from submissions.pocket.model import HEAD_FILE, IMAGE_DIM, TEXT_DIM, build_heads
 
 EPOCHS, BATCH, LR = 30, 500, 1e-3
@@ -45,7 +46,7 @@ def main() -> None:
     folder, train_name, test_name = sys.argv[1:]
     train, test = load_collection(train_name), load_collection(test_name)
     context = FitContext(train, None, None, 0, None, pocket.ARGS, "cpu", lambda figures: None, _Nowhere())
-    learn, score = pocket._extract(train, context), pocket._extract(test, context)
+    learn, score = extract(train, context), extract(test, context)
     fitted = build_heads()
     fitted.load_state_dict(load_file(f"{folder}/{HEAD_FILE}"))
     heads = {"pocket": fitted.eval(), "linear": fit_linear(learn)}
@@ -60,7 +61,7 @@ def main() -> None:
             report(direction, k, ranks["pocket"][direction], ranks["linear"][direction], len(test.images))
 
 
-def fit_linear(data: pocket.Features) -> nn.ModuleDict:
+def fit_linear(data: Features) -> nn.ModuleDict:
     """One affine map for each tower, InfoNCE, the usual reference for frozen features."""
     torch.manual_seed(0)
     rng = np.random.Generator(np.random.Philox(0))

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.nn import functional
 from bench.data.scenes import load_scenes
 from bench.errors import InputError, UsageError
 from bench.types import Collection, FitContext, LoadContext
-from submissions.backbones import cache_fitting
+from submissions.backbones import cache_fitting, frozen
 from submissions.backbones.backbone import Backbone, count
 from submissions.backbones.cache import CACHE_ARGS, FUSION_ARGS, Cached, ClassCache, Fusion, PairCache
 from submissions.backbones.cache_fitting import (
@@ -37,6 +38,7 @@ from submissions.backbones.cache_fitting import (
 )
 from submissions.backbones.examples import Examples, select_images
 from submissions.backbones.fitted import STORED_FILE, WEIGHTS_FILE, load_base
+from submissions.backbones.frozen import Frozen
 from submissions.backbones.plan import PLAN_ARGS
 from submissions.backbones.retrieval import match_pairs, recall_at_1
 from submissions.tip_adapter_f.fit import fit as fit_f
@@ -276,8 +278,8 @@ def test_crops_are_within_the_picture_and_as_large_as_published() -> None:
 
 def test_views_are_an_images_own_and_keys_their_mean(tiny: Backbone) -> None:
     images = load_scenes("scenes", "train").images[:2]
-    views = encode_views(tiny, images, seed=0, n_views=3)
-    torch.testing.assert_close(views, encode_views(tiny, images, seed=0, n_views=3), rtol=0, atol=0)
+    views = encode_views(Frozen(tiny), images, seed=0, n_views=3)
+    torch.testing.assert_close(views, encode_views(Frozen(tiny), images, seed=0, n_views=3), rtol=0, atol=0)
     whole = tiny.embed_pixels(tiny.pixels([image.decode() for image in images])).detach()
     alike = functional.cosine_similarity(views, whole, dim=2)
     other = functional.cosine_similarity(views, whole.flip(0), dim=2)
@@ -385,10 +387,12 @@ def test_a_fit_writes_the_cache_that_it_was_chosen_with(
 
 
 @pytest.mark.parametrize(
-    ("form", "last", "done"), [("classes", 3, "encode_views"), ("pairs", 2, "embed_captions")], ids=["classes", "pairs"]
+    ("form", "last", "module", "done"),
+    [("classes", 3, cache_fitting, "encode_views"), ("pairs", 2, frozen, "embed_captions")],
+    ids=["classes", "pairs"],
 )
 def test_a_fit_that_was_killed_computes_nothing_twice_and_ends_with_the_same_weights(
-    form: str, last: int, done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, last: int, module: ModuleType, done: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_fitting, "VIEWS", 1)
     whole, _ = fit("tip_adapter_f", tmp_path / "whole", {}, form)
@@ -396,7 +400,7 @@ def test_a_fit_that_was_killed_computes_nothing_twice_and_ends_with_the_same_wei
     with pytest.raises(Killed):
         fit_f(replace(whole, output=tmp_path / "cut", checkpoint=dies))
     left.states = dies.states[-1:]
-    calls = record_calls(done, monkeypatch)
+    calls = record_calls(module, done, monkeypatch)
     (tmp_path / "resumed").mkdir()
     fit_f(replace(whole, output=tmp_path / "resumed", checkpoint=left))
     assert len(calls) == {"classes": 0, "pairs": 1}[form]  # the training's captions are left to do
@@ -404,15 +408,15 @@ def test_a_fit_that_was_killed_computes_nothing_twice_and_ends_with_the_same_wei
     assert weights[0] == weights[1]
 
 
-def record_calls(name: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The results of a function of `cache_fitting` from now on."""
-    calls, function = [], getattr(cache_fitting, name)
+def record_calls(module: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The results of a function, as `module` calls it from now on."""
+    calls, function = [], getattr(module, name)
 
     def call(*args: Any) -> object:
         calls.append(function(*args))
         return calls[-1]
 
-    monkeypatch.setattr(cache_fitting, name, call)
+    monkeypatch.setattr(module, name, call)
     return calls
 
 

@@ -23,6 +23,7 @@ from submissions.backbones import training
 from submissions.backbones.backbone import Backbone, count, trainable
 from submissions.backbones.examples import Batch, Examples
 from submissions.backbones.fitted import load_base
+from submissions.backbones.frozen import Frozen
 from submissions.backbones.open_clip_encoder import OpenClipEncoder
 from submissions.backbones.reranking import Candidates
 from submissions.backbones.retrieval import Student
@@ -67,7 +68,7 @@ def examples(base: Backbone) -> Examples:
 
 @pytest.fixture(scope="module")
 def features(base: Backbone, examples: Examples) -> Features:
-    return Features(base, examples)
+    return Features(Frozen(base), examples)
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_states_are_the_same_kept_or_computed_again(
     base: Backbone, features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features_module, "MOST_STATE_BYTES", 0)
-    again = Features(base, features.examples)
+    again = Features(Frozen(base), features.examples)
     rows = np.array([4, 0])
     assert again._states is None
     torch.testing.assert_close(again.states(rows), features.states(rows), rtol=1e-3, atol=1e-3)
