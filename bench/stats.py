@@ -22,7 +22,7 @@ LEVEL = 0.95
 _DRAWN_BYTES = 32 << 20
 _KEPT_BYTES = 64 << 20
 _CHUNK_BYTES = 8 << 20
-"""Of kept weights as floats: small enough for a cache, and so large that a product's threads seldom wait for another."""
+"""Of kept weights as floats: small enough for a cache, and so large that threads seldom wait for one another."""
 
 
 @dataclass(frozen=True)
