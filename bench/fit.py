@@ -12,6 +12,7 @@ from typing import Any
 
 from bench import torchvision_fix
 from bench.cells import ClusterSettings
+from bench.cluster import connect_cluster
 from bench.errors import InputError, UsageError
 from bench.fit_data import FitData, saw_evaluation_data
 from bench.fit_report import Fitted, make_card, make_manifest, make_model, manifest_toml, write_plot
@@ -19,7 +20,6 @@ from bench.fit_search import check_search, run_search
 from bench.fit_state import LOG_FILE, FitState, open_state
 from bench.recipes import Recipe
 from bench.records import Manifest
-from bench.run import connect_cluster
 from bench.shifted import source_digest
 from bench.store import new_folder
 from bench.submission import (

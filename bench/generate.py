@@ -24,7 +24,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.cells import ClusterSettings
+from bench.cluster import connect_cluster
 from bench.data.registry import load_collection
 from bench.environment import check_surroundings
 from bench.errors import InputError, MissingError, RoveError, UsageError
@@ -67,6 +68,9 @@ from bench.store import cache_folder, is_intact, locked, proof_of, sha256_of, wr
 from bench.types import Collection, Image
 from shifts.catalogue import Shift, find_missing, parse_shift
 from shifts.resources import find_missing_packages
+
+if TYPE_CHECKING:
+    from bench.ray_cluster import Cluster
 
 _log = logging.getLogger("rove")
 SHARD_IMAGES = 128
@@ -148,7 +152,7 @@ def generate(settings: GenerateSettings, output: Path, observer: GenerateObserve
     """Writes the shifted copies to `output`, or what of them is not there yet.
 
     Raises:
-        UsageError: `output` holds something else, or another process writes to it.
+        UsageError: `output` holds something else, another process writes to it, or there is no such cluster.
         InputError: the data set cannot be used, or changed half-way.
         MissingError: something that a shift needs is not here.
         RoveError: the disk is full, or a worker process was killed; what was made is kept.
@@ -157,7 +161,8 @@ def generate(settings: GenerateSettings, output: Path, observer: GenerateObserve
     collection = _load(settings)
     cells, skipped = _runnable(settings)
     plan = plan_of(collection, settings.seed, [CANVAS, *(shift.id(severity) for shift, severity in cells)])
-    return fill(output, plan, lambda: _make_parts(output, settings, collection, plan, observer), skipped)
+    with connect_cluster(settings.cluster, "cpu") as cluster:
+        return fill(output, plan, lambda: _make_parts(output, settings, collection, plan, cluster, observer), skipped)
 
 
 def fill(output: Path, plan: Plan, make: Callable[[], Iterable[Part]], skipped: Mapping[str, str]) -> GeneratedManifest:
@@ -266,7 +271,12 @@ def estimate_size(settings: GenerateSettings, n_probes: int = 2) -> Size:
 
 
 def _make_parts(
-    output: Path, settings: GenerateSettings, collection: Collection, plan: Plan, observer: GenerateObserver
+    output: Path,
+    settings: GenerateSettings,
+    collection: Collection,
+    plan: Plan,
+    cluster: Cluster | None,
+    observer: GenerateObserver,
 ) -> Iterable[Part]:
     shards = _list_shards(plan)
     observer.planned(sum(shard.stop - shard.start for shard in shards))
@@ -275,7 +285,7 @@ def _make_parts(
     texts, surroundings = _text_digest(collection), {**plan.versions, "processor": plan.processor}
     name = digest_of(texts, sources, surroundings, repr(settings))
     job = _Job(name, settings, texts, sources, schemas, surroundings)
-    made, cluster = [], settings.cluster
+    made = []
     making = _make_on_cluster(cluster, job, output, shards) if cluster else _make_here(job, output, shards)
     with closing(making):
         for one in making:
@@ -394,17 +404,15 @@ def _make_here(job: _Job, output: Path, shards: Sequence[_Shard]) -> Generator[_
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _make_on_cluster(settings: ClusterSettings, job: _Job, output: Path, shards: Sequence[_Shard]) -> Generator[_Made]:
+def _make_on_cluster(cluster: Cluster, job: _Job, output: Path, shards: Sequence[_Shard]) -> Generator[_Made]:
     """Every shard, encoded on some node of the cluster and written by this process."""
-    from bench.ray_cluster import connect
-
-    worker, paths = _Worker(job), {shard: output / shard.path for shard in shards}
-    missing = [shard for shard, path in paths.items() if not is_intact(path)]
-    yield from (worker.read(paths[shard], shard) for shard in shards if shard not in missing)
-    with (
-        connect(settings, "cpu") as cluster,
-        closing(cluster.map(_encode_on_node, missing, job, at_most=job.settings.workers)) as encoded,
-    ):
+    worker, paths, missing = _Worker(job), {shard: output / shard.path for shard in shards}, []
+    for shard, path in paths.items():
+        if is_intact(path):
+            yield worker.read(path, shard)
+        else:
+            missing.append(shard)
+    with closing(cluster.map(_encode_on_node, missing, job, at_most=job.settings.workers)) as encoded:
         for shard, data in encoded:
             write_with_proof(paths[shard], data)
             yield worker.read(paths[shard], shard)

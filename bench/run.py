@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from bench.bundle import Results, cell_files, read_record
-from bench.cells import CellInputs, ClusterSettings, RunSettings
+from bench.cells import CellInputs, RunSettings
+from bench.cluster import connect_cluster
 from bench.environment import describe_environment, surroundings_of
 from bench.errors import InputError, UsageError
 from bench.examples import EXAMPLES
@@ -27,9 +28,6 @@ from bench.store import is_intact, locked, set_aside, write_atomic, write_with_p
 from bench.submission import Submission
 from bench.suites import Suite
 from bench.worker.host import Loaded
-
-if TYPE_CHECKING:
-    from bench.ray_cluster import Cluster
 
 RERANK_K = 20
 
@@ -101,15 +99,6 @@ def run_suite(submission: Submission, suite: Suite, settings: RunSettings, obser
             closing((cluster.replicas if cluster else LocalReplica)(inputs, folder / EXAMPLES)) as replicas,
         ):
             return _Run(folder, inputs, replicas, observer).finish(_claim(folder, manifest, settings))
-
-
-def connect_cluster(settings: ClusterSettings | None, device: str) -> AbstractContextManager[Cluster | None]:
-    """The cluster that does the work; None where this machine does."""
-    if settings is None:
-        return nullcontext()
-    from bench.ray_cluster import connect
-
-    return connect(settings, device)
 
 
 def choose_rerank_k(submission: Submission, asked: int | None) -> int:
