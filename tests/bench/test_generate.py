@@ -42,7 +42,7 @@ class Counted:
 
 
 def settings(*ids: str, dataset: str = "scenes/test", **more: object) -> GenerateSettings:
-    defaults = {"limit": 24, "workers": 2}
+    defaults = {"limit": 24, "workers": 1}
     return GenerateSettings(dataset, tuple(parse_shift(name) for name in ids), **(defaults | more))
 
 
@@ -55,7 +55,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generated") / "copy"
     counted = Counted()
-    generate(settings(*IDS), folder, counted)
+    generate(settings(*IDS, workers=2), folder, counted)
     assert counted.rows == counted.total == 24 * (1 + len(IDS))
     return folder
 

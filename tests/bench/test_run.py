@@ -118,7 +118,9 @@ def test_image_shifts_reuse_the_clean_captions(finished_run: RunResult) -> None:
     assert typo.data.captions_sha256 != by_shift["clean"].data.captions_sha256
 
 
-@pytest.mark.parametrize("cells_before_kill", [0, 2, 4])
+@pytest.mark.parametrize(
+    "cells_before_kill", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_goes_on_to_the_same_records(
     cells_before_kill: int, finished_run: RunResult, tmp_path: Path, toys: Path, suite_file: Path
 ) -> None:

@@ -155,7 +155,7 @@ def survive(toys: Path, folder: Path, n_seeds: int, n_kills: int, seed: int = 0)
 
 
 def test_a_run_survives_kills(toys: Path, tmp_path: Path) -> None:
-    survive(toys, tmp_path, n_seeds=1, n_kills=8)
+    survive(toys, tmp_path, n_seeds=1, n_kills=5)
 
 
 @pytest.mark.slow

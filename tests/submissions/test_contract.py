@@ -27,6 +27,9 @@ from bench.worker.host import Worker, WorkerSettings
 from submissions.backbones.open_clip_encoder import OpenClipEncoder
 
 SHIPPED = sorted(shipped_submissions())
+# One of each kind of code; the others differ in their weights, or in a recipe that has tests of its own.
+KINDS = ("hybrid", "openclip", "pocket", "tiny", "tiny-lora")
+EVERY = [pytest.param(name, marks=() if name in KINDS else pytest.mark.slow) for name in SHIPPED]
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +52,14 @@ def loadable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submission]:
     }
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", EVERY)
 def test_contract(name: str, loadable: dict[str, Submission]) -> None:
     report = check_submission(loadable[name], WorkerSettings(offline=True), batch_size=8)
     assert report.passed, [step for step in report.steps if not step.passed]
     assert {"pixels", "gradient"} <= {step.name for step in report.steps}
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", EVERY)
 def test_loading_twice_gives_the_same_weights(name: str, loadable: dict[str, Submission]) -> None:
     settings = WorkerSettings(offline=True)
     with Worker(loadable[name], settings) as first, Worker(loadable[name], settings) as second:
