@@ -53,4 +53,4 @@ def _encode_with_states(backbone: Backbone, task: tuple[Sequence[Image], int]) -
     images, n_images = task
     vectors, states = backbone.embed_with_states(read_pixels(backbone, images))
     fits = 2 * states[0].numel() * n_images <= MOST_STATE_BYTES
-    return (functional.normalize(vectors), *([states.half()] if fits else []))
+    return (functional.normalize(vectors), *([states.half().cpu()] if fits else []))
