@@ -12,7 +12,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -45,6 +45,8 @@ _FOLDERS = ("cells", "timings")
 _FILE_NAME = r"^(run\.json|cells/[a-z0-9_-]{1,200}\.(json|parquet)|timings/[a-z0-9-]{1,200}\.json)$"
 Scores = Mapping[str, Estimate]
 Pairs = Mapping[Literal["captions", "labels"], Int[np.ndarray, "n_pairs 2"]]
+Variants = dict[Variant, dict[Direction, Evidence]]
+_KEPT_BYTES = 256 << 20
 
 
 class BundleIndex(BaseModel):
@@ -56,6 +58,23 @@ class BundleIndex(BaseModel):
     files: dict[Annotated[str, StringConstraints(pattern=_FILE_NAME)], Sha256] = Field(max_length=MAX_FILES)
 
 
+class _Kept:
+    """The evidence of the cells that were read first, as much as fits: it is asked for in several passes over a run."""
+
+    def __init__(self) -> None:
+        self._variants: dict[tuple[str, str | None], Variants] = {}
+        self._n_bytes = 0
+
+    def get(self, record: Record) -> Variants | None:
+        return self._variants.get((record.cell.slug, record.evidence_sha256))
+
+    def add(self, record: Record, found: Variants) -> None:
+        n_bytes = sum(part.n_bytes for variant in found.values() for part in variant.values())
+        if self._n_bytes + n_bytes <= _KEPT_BYTES:
+            self._variants[record.cell.slug, record.evidence_sha256] = found
+            self._n_bytes += n_bytes
+
+
 @dataclass(frozen=True)
 class Results:
     """A run or bundle as read from disk; evidence is read when asked for."""
@@ -64,17 +83,25 @@ class Results:
     manifest: RunManifest
     records: tuple[Record, ...]
     timings: tuple[TimingRecord, ...] = ()
+    _kept: _Kept = field(default_factory=_Kept, repr=False, compare=False)
 
     def evidence(self, record: Record, variant: Variant = "") -> dict[Direction, Evidence]:
         """One variant of a record's evidence; {} if there is no such."""
         return self.variants(record).get(variant, {})
 
-    def variants(self, record: Record) -> dict[Variant, dict[Direction, Evidence]]:
+    def variants(self, record: Record) -> Variants:
         """The evidence of one of the records; of an attacked cell also with its items as they were, or not rounded.
 
         Raises:
             InputError: it is missing, damaged, or not that of the record.
         """
+        found = self._kept.get(record)
+        if found is None:
+            found = self._read(record)
+            self._kept.add(record, found)
+        return found
+
+    def _read(self, record: Record) -> Variants:
         path = _find_evidence(self.folder, record)
         directions = record.cell.directions
         variants: list[Variant] = ["", "clean"] if record.cell.is_attack else [""]

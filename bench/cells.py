@@ -21,27 +21,12 @@ from bench.records import CLEAN, Cell, Record, digest_of
 from bench.shifted import Change, source_digest
 from bench.submission import Submission
 from bench.suites import Suite
-from bench.types import Collection
+from bench.types import ClusterSettings, Collection
 from bench.worker.host import WorkerSettings
 from shifts.attacks.catalogue import parse_attack
 from shifts.catalogue import parse_shift
 
 PROTOCOL_VERSION = 1
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """What the command line says about a Ray cluster.
-
-    Args:
-        replicas: how many of the submission are loaded; None for one on each GPU, or one on each node without any.
-        gpus_per_replica: such as 0.5, where two share one; None for one whole, or none with `--device cpu`.
-        address: of a running cluster, as Ray understands it; None to start one on this machine for the run.
-    """
-
-    replicas: int | None = None
-    gpus_per_replica: float | None = None
-    address: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from bench.cells import ClusterSettings
+from bench.types import ClusterSettings
 
 if TYPE_CHECKING:
     from bench.ray_cluster import Cluster

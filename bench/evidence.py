@@ -63,6 +63,13 @@ class Evidence:
         """The row among `queries` that each positive belongs to."""
         return np.repeat(np.arange(len(self.queries)), self.ranks.n_positives)
 
+    @property
+    def n_bytes(self) -> int:
+        """What it takes in memory."""
+        ranks = self.ranks
+        arrays = (self.queries, self.images, self.items, self.top, ranks.offsets, ranks.pessimistic, ranks.optimistic)
+        return sum(array.nbytes for array in arrays)
+
     def pairs(self, by_item: bool) -> Int[np.ndarray, "n_pairs 2"]:
         """Every query with each of its positives, or the other way round, in order, int64."""
         sides = (self.items, self.queries[self.rows]) if by_item else (self.queries[self.rows], self.items)

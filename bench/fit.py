@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from bench import torchvision_fix
-from bench.cells import ClusterSettings
 from bench.cluster import connect_cluster
 from bench.errors import InputError, UsageError
 from bench.fit_data import FitData, saw_evaluation_data
@@ -33,7 +32,7 @@ from bench.submission import (
     read_manifest,
     shipped_submissions,
 )
-from bench.types import Base, FitContext, FitFacts
+from bench.types import Base, ClusterSettings, FitContext, FitFacts
 
 PLOT_FILE, CARD_FILE, MODEL_FILE = "fit.svg", "README.md", "model.py"
 Say = Callable[[str], None]

@@ -11,6 +11,7 @@ from bench.records import Manifest
 from bench.types import Collection
 
 TEST_SPLIT, VALIDATION_SPLIT = "test", "val"
+_MAYBE_WHOLE = ("classes", "folder", "wds")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _license_of(collection: Collection) -> str:
 
 
 def _with_split(dataset: str, split: str) -> str:
-    """`dataset` as it is, unless it names no split and has some; a folder of classes need not have any."""
+    """`dataset` as it is, unless it names no split and has some; what lies in one folder need not have any."""
     spec = parse_dataset(dataset)
-    is_whole = spec.source == "classes" and spec.path is not None and not (spec.path / split).is_dir()
+    is_whole = spec.path is not None and spec.source in _MAYBE_WHOLE and not (spec.path / split).is_dir()
     return dataset if spec.split or is_whole else f"{dataset}/{split}"

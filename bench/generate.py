@@ -31,7 +31,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.cells import ClusterSettings
 from bench.cluster import connect_cluster
 from bench.data.registry import load_collection
 from bench.environment import check_surroundings
@@ -65,7 +64,7 @@ from bench.shifted import (
     versions,
 )
 from bench.store import cache_folder, is_intact, locked, proof_of, sha256_of, write_atomic, write_with_proof
-from bench.types import Collection, Image
+from bench.types import ClusterSettings, Collection, Image
 from shifts.catalogue import Shift, find_missing, parse_shift
 from shifts.resources import find_missing_packages
 

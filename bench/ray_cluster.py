@@ -42,9 +42,10 @@ except ModuleNotFoundError:
     ) from None
 
 if TYPE_CHECKING:
-    from bench.cells import CellInputs, ClusterSettings
+    from bench.cells import CellInputs
     from bench.embed import Embedded
     from bench.replica import Replica, Score
+    from bench.types import ClusterSettings
     from bench.worker.host import Loaded
 
 MOST_LOST = 3

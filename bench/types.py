@@ -1,4 +1,4 @@
-"""The types that the rooms of Rove share: images, collections, and what a submission implements."""
+"""The types that the rooms of Rove share: images, collections, what a submission implements, what a cluster is."""
 
 from __future__ import annotations
 
@@ -302,3 +302,18 @@ class FitFacts:
     relative_seconds: float | None
     validation_r1: float
     base_validation_r1: float
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """What the command line says about a Ray cluster.
+
+    Args:
+        replicas: how many of the submission are loaded; None for one on each GPU, or one on each node without any.
+        gpus_per_replica: such as 0.5, where two share one; None for one whole, or none with `--device cpu`.
+        address: of a running cluster, as Ray understands it; None to start one on this machine for the run.
+    """
+
+    replicas: int | None = None
+    gpus_per_replica: float | None = None
+    address: str | None = None

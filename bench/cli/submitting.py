@@ -25,10 +25,11 @@ from bench.cli.console import (
 from bench.errors import IncompleteError, SubmissionError, UsageError
 
 if TYPE_CHECKING:
-    from bench.cells import ClusterSettings, RunSettings
+    from bench.cells import RunSettings
     from bench.run import RunResult
     from bench.submission import Submission
     from bench.suites import Suite
+    from bench.types import ClusterSettings
     from bench.worker.host import WorkerSettings
 
 SubmissionArg = Annotated[str, typer.Argument(help="A name, a folder, or path.py:load.", metavar="SUBMISSION")]
@@ -284,7 +285,7 @@ def cluster_settings(
     Raises:
         UsageError: there is no such executor, or it takes no such option.
     """
-    from bench.cells import ClusterSettings
+    from bench.types import ClusterSettings
 
     if executor not in ("local", "ray"):
         raise UsageError(f"--executor got '{executor}'; expected local or ray.")

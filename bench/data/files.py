@@ -117,4 +117,4 @@ def unknown_split(source: str, path: Path, split: str, known: Iterable[str]) -> 
     """An error for a split that the data at `path` does not have."""
     names = sorted(known)
     shown = ",".join(names[:_MOST_SPLITS]) + (",..." if len(names) > _MOST_SPLITS else "")
-    return unknown_name(f"split of {path}", split, names, f"{source}:{path}/{{{shown}}}")
+    return unknown_name(f"split of {path}", split, names, f"{source}:{path}" + (f"/{{{shown}}}" if names else ""))

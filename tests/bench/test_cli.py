@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import PIL.Image
 import pytest
@@ -16,7 +19,27 @@ from bench.cli import app, main
 from bench.run import RunResult
 
 
-def rove(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def rove(*arguments: str | Path) -> Done:
+    """Of the command in this process: dozens that import torch would take minutes."""
+    printed, told = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(told),
+    ):
+        patch.setattr(sys, "argv", ["rove", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return Done(int(ended.value.code or 0), printed.getvalue(), told.getvalue())
+
+
+def rove_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "bench.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -51,7 +74,7 @@ def test_every_command_has_help(command: str) -> None:
     ],
 )
 def test_list_is_data_on_stdout(kind: str, name: str) -> None:
-    done = rove("list", kind, "--json")
+    done = rove_process("list", kind, "--json")
     assert done.returncode == 0, done.stderr
     assert name in {row["name"] for row in json.loads(done.stdout)}
 
@@ -119,20 +142,10 @@ def test_describe_finds_every_kind_of_thing() -> None:
         (("preview", "gallery_mix", "a caption"), 2, "--partner"),
     ],
 )
-def test_wrong_input_is_explained(
-    arguments: tuple[str, ...],
-    code: int,
-    words: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In this process: forty that import torch would take minutes."""
-    monkeypatch.setattr(sys, "argv", ["rove", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    printed, told = capsys.readouterr()
-    assert (ended.value.code, printed) == (code, "")
-    assert words in told
+def test_wrong_input_is_explained(arguments: tuple[str, ...], code: int, words: str) -> None:
+    done = rove(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
 
 
 def test_a_scaffold_passes_check_and_runs(tmp_path: Path, suite_file: Path) -> None:
@@ -225,13 +238,18 @@ def test_timings_are_bundled_and_shown(toys: Path, suite_file: Path, tmp_path: P
 
 
 def test_fit_makes_a_submission(tmp_path: Path) -> None:
-    named = ("--epochs", "1", "--name", "hasty")
-    done = rove("fit", "tiny", "--train", "scenes/val", *named, "--output", tmp_path / "fitted")
+    for level in range(64):
+        PIL.Image.new("RGB", (40, 40), (4 * level,) * 3).save(tmp_path / f"{level}.png")
+    captions = [f"a {('dark', 'bright')[level // 32]} square" for level in range(64)]
+    lines = [json.dumps({"file_name": f"{level}.png", "caption": text}) for level, text in enumerate(captions)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    asked = ("fit", "tiny", "--train", f"folder:{tmp_path}", "--epochs", "1", "--output", tmp_path / "fitted")
+    done = rove(*asked, "--name", "hasty")
     assert done.returncode == 0, done.stderr
     assert 'name = "hasty"' in (tmp_path / "fitted" / "submission.toml").read_text().splitlines()
     log = [json.loads(line) for line in (tmp_path / "fitted" / "fit.jsonl").read_text().splitlines()]
     assert log[-1]["epoch"] == 1
-    again = rove("fit", "tiny", "--train", "scenes/val", "--epochs", "1", "--output", tmp_path / "fitted")
+    again = rove(*asked)
     assert (again.returncode, "not empty" in again.stderr) == (2, True)
     assert rove("check", tmp_path / "fitted").returncode == 0
 

@@ -215,7 +215,7 @@ def test_the_generic_collection_comes_with_its_own_splits() -> None:
     assert (found.generic.validation.name, found.generic.test.name) == ("scenes/val", "scenes/test")
 
 
-def test_a_folder_of_classes_needs_no_split(tmp_path: Path) -> None:
+def test_what_lies_in_one_folder_needs_no_split(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "photo" / name).mkdir(parents=True)
         PIL.Image.new("RGB", (4, 4)).save(tmp_path / "photo" / name / "a.png")
@@ -228,6 +228,12 @@ def test_a_folder_of_classes_needs_no_split(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "photo", tmp_path / "set" / "train")
     shutil.copytree(tmp_path / "photo", tmp_path / "set" / "val")
     assert names(f"classes:{tmp_path}/set") == ("set/train", False)
+    plain = tmp_path / "photo" / "cats"
+    (plain / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "a cat"}')
+    assert names(f"folder:{plain}") == ("cats", True)
+    for split in ("train", "val"):
+        shutil.copytree(plain, tmp_path / "split" / split)
+    assert names(f"folder:{tmp_path}/split") == ("split/train", False)
 
 
 def test_describing_a_recipe_says_what_it_searches() -> None:

@@ -105,6 +105,12 @@ def test_distractors_name_what_they_were_made_of(made: Path) -> None:
     assert len({row["distractor_id"] for row in images}) == 24
 
 
+def test_a_process_that_makes_images_loads_no_torch() -> None:
+    code = "import bench.generate, sys; print(*{'torch', 'numba', 'datasets', 'transformers'} & sys.modules.keys())"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
 def test_partners_do_not_depend_on_severity() -> None:
     collection = load_collection("scenes/test").head(24)
     drawn = [
