@@ -241,7 +241,10 @@ def _concepts() -> Mapping[str, Sequence[str]]:
 @cache
 def _dangers() -> Sequence[str]:
     kinds = _kinds_of(_DANGERS)
-    return [lemma for lemma in _common_nouns() if _main_synset(lemma) in kinds]
+    named = {lemma for kind in kinds for lemma in kind.lemmas}
+    return [
+        lemma for lemma in _known_nouns() if lemma in named and _is_common_noun(lemma) and _main_synset(lemma) in kinds
+    ]
 
 
 @cache
@@ -261,7 +264,11 @@ def _common_nouns() -> Sequence[str]:
     Known means a token of its own in CLIP's vocabulary, made from captions of the web, and either tagged in its main
     meaning or with only one: WordNet's own counts are of 1961, without a laptop or a giraffe.
     """
-    return [lemma for lemma in wordnet.lemmas("noun") if lemma in _clip_words() and _is_common_noun(lemma)]
+    return [lemma for lemma in _known_nouns() if _is_common_noun(lemma)]
+
+
+def _known_nouns() -> Iterator[str]:
+    return (lemma for lemma in wordnet.lemmas("noun") if lemma in _clip_words())
 
 
 def _is_common_noun(lemma: str) -> bool:

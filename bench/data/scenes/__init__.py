@@ -89,7 +89,7 @@ class SceneImage:
         return PIL.Image.fromarray(_render_cached(self.scene, self.look, self.domain))
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=512)  # 100 MB: a run renders each image for its sha256 and again for its canvas
 def _render_cached(scene: Scene, look: tuple[str, str, int], domain: str) -> NDArray[np.uint8]:
     return render_scene(scene, look, domain)
 
