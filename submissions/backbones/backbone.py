@@ -11,9 +11,10 @@ import hashlib
 import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -33,6 +34,7 @@ LIBRARIES = (
     "efficientnet-lite-pytorch",
 )
 BLANK_PX = 32
+Made = TypeVar("Made")
 Prompts = Sequence[Float[Tensor, "*batch n_prompts width"]]
 
 
@@ -225,6 +227,15 @@ def _digest_code(own: Path) -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             digest.update(f"{name} {importlib.metadata.version(name)}".encode())
     return digest.hexdigest()
+
+
+def map_images(function: Callable[[PIL.Image.Image], Made], images: Sequence[PIL.Image.Image]) -> list[Made]:
+    """`function` of every image, on as many threads as torch has: Pillow and torch let other threads run meanwhile."""
+    n_threads = min(torch.get_num_threads(), len(images))
+    if n_threads < 2:
+        return [function(image) for image in images]
+    with ThreadPoolExecutor(n_threads, thread_name_prefix="rove-pixels") as pool:
+        return list(pool.map(function, images))
 
 
 def add_part(base: Backbone, part: nn.Module, stem: str) -> None:

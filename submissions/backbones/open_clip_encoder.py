@@ -15,7 +15,7 @@ from torchvision.transforms import Compose, Normalize
 
 from bench.errors import InputError
 from submissions.backbones import attention
-from submissions.backbones.backbone import Backbone, Block, Prompts, Tower
+from submissions.backbones.backbone import Backbone, Block, Prompts, Tower, map_images
 
 SHORTEST = 8  # start, end, and a few words between them
 
@@ -48,11 +48,11 @@ class OpenClipEncoder(Backbone):
 
     def preprocess_batch(self, images: Sequence[PIL.Image.Image]) -> Tensor:
         """What the model is fed, (n_images, 3, height, width) float32."""
-        return torch.stack([self._preprocess(image) for image in images])
+        return torch.stack(map_images(self._preprocess, images))
 
     def pixels(self, images: Sequence[PIL.Image.Image]) -> Float[Tensor, "n_images 3 height width"]:
         """Resized and cropped, before normalisation, in [0, 1]; an image of the model's own size stays as it is."""
-        return torch.stack([self._to_pixels(image) for image in images])
+        return torch.stack(map_images(self._to_pixels, images))
 
     def embed_pixels(self, pixels: Float[Tensor, "n 3 height width"], prompts: Prompts = ()) -> Float[Tensor, "n dim"]:
         """As `Backbone.embed_pixels`, which only a vision transformer with named blocks can do with prompts."""

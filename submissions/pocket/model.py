@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bench.errors import InputError
 from bench.types import LoadContext
-from submissions.backbones.backbone import Backbone, Block, Prompts, Tower
+from submissions.backbones.backbone import Backbone, Block, Prompts, Tower, map_images
 
 IMAGE_PX = 224
 IMAGE_DIM, TEXT_DIM = 1280, 384
@@ -110,7 +110,7 @@ class TextTower(nn.Module):
 def to_pixels(images: Sequence[PIL.Image.Image]) -> Tensor:
     """Whole images squashed to 224 x 224 (bicubic, antialiased), (n_images, 3, 224, 224) float32 in [0, 255]."""
     size = (IMAGE_PX, IMAGE_PX)
-    resized = [np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC)) for image in images]
+    resized = map_images(lambda image: np.asarray(image.resize(size, PIL.Image.Resampling.BICUBIC)), images)
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from bench.fit_data import FitData
 from bench.metrics import hit
 from bench.submission import Submission, find_recipe, find_submission, list_recipes, scaffold, shipped_submissions
 from bench.worker.host import Worker, WorkerSettings
+from submissions.backbones.backbone import map_images
 from submissions.backbones.open_clip_encoder import OpenClipEncoder
 
 SHIPPED = sorted(shipped_submissions())
@@ -149,6 +151,23 @@ def test_an_open_clip_transform_without_normalisation_is_all_of_it() -> None:
     image = PIL.Image.new("RGB", (32, 32), (10, 20, 30))
     found = encoder.embed_pixels(encoder.pixels([image]))
     torch.testing.assert_close(found, torch.from_numpy(encoder.encode_images([image])), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_images_are_prepared_in_order_on_as_many_threads_as_torch_has(n_threads: int) -> None:
+    images = [PIL.Image.new("RGB", (size, size)) for size in (4, 6, 8, 10)]
+    together = threading.Barrier(n_threads)
+
+    def width(image: PIL.Image.Image) -> int:
+        together.wait(timeout=60)  # nobody passes alone
+        return image.width
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        assert map_images(width, images) == [4, 6, 8, 10]
+    finally:
+        torch.set_num_threads(before)
 
 
 def small_open_clip(preprocess: Callable[[PIL.Image.Image], torch.Tensor], size: tuple[int, int]) -> OpenClipEncoder:
