@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from jaxtyping import Float
 from bench.evidence import Evidence
 from bench.metrics import HIT_CUTOFFS, METRICS, asr_drop, asr_hits, has_ties, hit, rsum, score_queries, summarise
 from bench.records import Estimate, estimate
-from bench.stats import bootstrap, cluster_counts, cluster_sums, interval, median_replicates, median_terms
+from bench.stats import bootstrap, cluster_counts, cluster_sums, intervals, median_replicates, median_terms
 from bench.types import Direction
 
 Metrics = dict[Direction | Literal["both"], dict[str, Estimate]]
@@ -26,16 +26,14 @@ def score_evidence(evidence: Mapping[Direction, Evidence], n_images: int) -> Met
     replicates = _replicates(evidence, tables, n_images)
     values = {name: summarise(table) for name, table in tables.items()}
     metrics: Metrics = {
-        name: {_IDS[i]: _estimate(values[name][i], replicates[name][:, i]) for i in range(len(_IDS))}
-        for name in evidence
+        name: dict(zip(_IDS, _estimates(values[name], replicates[name]), strict=True)) for name in evidence
     }
     if set(CROSS_MODAL) <= set(evidence):
         hits = [values[name][_HITS] for name in CROSS_MODAL]
         hit_replicates = [replicates[name][:, _HITS] for name in CROSS_MODAL]
-        metrics["both"] = {
-            "rsum": _estimate(rsum(*hits), rsum(*hit_replicates)),
-            "hit@1": _estimate(np.mean(hits, axis=0)[0], np.mean(hit_replicates, axis=0)[:, 0]),
-        }
+        both = rsum(*hits), np.mean(hits, axis=0)[0]
+        both_replicates = rsum(*hit_replicates), np.mean(hit_replicates, axis=0)[:, 0]
+        metrics["both"] = dict(zip(("rsum", "hit@1"), _estimates(both, np.stack(both_replicates, axis=1)), strict=True))
     return metrics
 
 
@@ -88,7 +86,7 @@ def _score_success(attacked: Evidence, clean: Evidence, n_images: int) -> dict[s
             sums.append(lost)
             counts.append(held)
     replicates = bootstrap(np.stack(sums, axis=1), np.stack(counts, axis=1))
-    return {name: _estimate(value, replicates[:, i]) for i, (name, value) in enumerate(zip(names, values, strict=True))}
+    return dict(zip(names, _estimates(values, replicates), strict=True))
 
 
 def find_flags(evidence: Mapping[Direction, Evidence]) -> tuple[str, ...]:
@@ -114,6 +112,5 @@ def _replicates(
     return dict(zip(evidence, drawn, strict=True))
 
 
-def _estimate(value: float | np.ndarray, replicates: np.ndarray) -> Estimate:
-    ends = interval(replicates)
-    return estimate(float(value), ends.low, ends.high)
+def _estimates(values: Iterable[Any], replicates: Float[np.ndarray, "n_resamples n_values"]) -> list[Estimate]:
+    return [estimate(float(value), *ends) for value, ends in zip(values, intervals(replicates).tolist(), strict=True)]

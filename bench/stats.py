@@ -120,22 +120,25 @@ def bootstrap(
     Raises:
         InputError: the shapes do not fit, or a column has no query at all.
     """
-    denominators, column_of_metric = _distinct_columns(sums, counts)
-    replicates = np.empty((n_resamples, sums.shape[1]))
-    stacked = np.hstack([sums, denominators])
+    columns = _count_columns(sums, counts)
+    chosen, place = _distinct(np.vstack([sums, columns]))
+    sums, columns = sums[:, chosen], columns[:, chosen]
+    denominators, divisor = _distinct(columns)
+    stacked = np.hstack([sums, columns[:, denominators]])
+    replicates = np.empty((n_resamples, len(chosen)))
     for start, weights in _iterate_weights(sums.shape[0], n_resamples, seed):
         totals = weights @ stacked
-        divisors = totals[:, sums.shape[1] :]
+        divisors = totals[:, len(chosen) :]
         divisors[divisors == 0] = np.nan
-        replicates[start : start + len(weights)] = totals[:, : sums.shape[1]] / divisors[:, column_of_metric]
-    return replicates
+        replicates[start : start + len(weights)] = totals[:, : len(chosen)] / divisors[:, divisor]
+    return replicates[:, place]
 
 
-def _distinct_columns(
+def _count_columns(
     sums: Float[np.ndarray, "n_clusters n_metrics"],
     counts: Float[np.ndarray, "n_clusters n_metrics"] | Float[np.ndarray, " n_clusters"],
-) -> tuple[Float[np.ndarray, "n_clusters n_distinct"], Int[np.ndarray, " n_metrics"]]:
-    """The counts without repeated columns, and which of them each metric has: directions share one denominator."""
+) -> Float[np.ndarray, "n_clusters n_metrics"]:
+    """The counts, one column per metric."""
     columns = counts[:, None] if counts.ndim == 1 else counts
     n_clusters, n_metrics = sums.shape
     if columns.shape not in ((n_clusters, n_metrics), (n_clusters, 1)):
@@ -143,10 +146,14 @@ def _distinct_columns(
     empty = np.flatnonzero(columns.sum(axis=0) <= 0)
     if empty.size:
         raise InputError(f"column {empty[0]} has no query at all; expected a count above 0. Leave the metric out.")
-    distinct: dict[bytes, int] = {}
-    places = [distinct.setdefault(column.tobytes(), len(distinct)) for column in columns.T]
-    kept = columns[:, [places.index(place) for place in range(len(distinct))]]
-    return kept, np.broadcast_to(np.array(places), (n_metrics,))
+    return np.broadcast_to(columns, sums.shape)
+
+
+def _distinct(columns: Float[np.ndarray, "n m"]) -> tuple[list[int], list[int]]:
+    """The first of each kind of column, and which of these every column equals: without ties many metrics are one."""
+    kinds: dict[bytes, int] = {}
+    places = [kinds.setdefault(column.tobytes(), len(kinds)) for column in columns.T]
+    return [places.index(kind) for kind in range(len(kinds))], places
 
 
 def _iterate_weights(
@@ -205,15 +212,18 @@ def intervals(
     replicates: Float[np.ndarray, "n_resamples n_metrics"], level: float = LEVEL
 ) -> Float[np.ndarray, "n_metrics 2"]:
     """`interval` of every column, as rows (low, high)."""
-    undefined = np.isnan(replicates)
-    lost = np.flatnonzero(undefined.mean(axis=0) >= 0.5)
+    chosen, place = _distinct(replicates)
+    columns = np.ascontiguousarray(replicates.T[chosen])  # each in one piece, which is faster to sort
+    undefined = np.isnan(columns)
+    lost = np.flatnonzero(undefined.mean(axis=1) >= 0.5)
     if lost.size:
-        raise InputError(f"column {lost[0]} is undefined in most resamples; expected queries in every one.")
+        first = place.index(int(lost[0]))
+        raise InputError(f"column {first} is undefined in most resamples; expected queries in every one.")
     tails = ((1 - level) / 2, (1 + level) / 2)
-    ends = np.quantile(replicates, tails, axis=0).T
-    for column in np.flatnonzero(undefined.any(axis=0)):
-        ends[column] = np.quantile(replicates[~undefined[:, column], column], tails)
-    return ends
+    ends = np.quantile(columns, tails, axis=1).T
+    for kind in np.flatnonzero(undefined.any(axis=1)):
+        ends[kind] = np.quantile(columns[kind][~undefined[kind]], tails)
+    return ends[place]
 
 
 def median_terms(values: Float[np.ndarray, " n_queries"]) -> Float[np.ndarray, " n_queries"]:

@@ -76,6 +76,20 @@ def test_resamples_depend_only_on_images_and_seed() -> None:
     assert not np.allclose(bootstrap(sums, counts, 300, seed=1), together)
 
 
+def test_equal_columns_stand_in_every_place() -> None:
+    values, cluster = captions_of_images(2, 50, n_metrics=2)
+    sums, counts = cluster_sums(values, cluster, 50)[:, [0, 1, 0, 0]], cluster_counts(cluster, 50)
+    columns = np.stack(
+        [counts, counts, counts, np.ones(50)], axis=1
+    )  # the last has the sums of others, not their counts
+    found = bootstrap(sums, columns, 300)
+    alone = [bootstrap(sums[:, [i]], columns[:, i], 300) for i in range(4)]
+    np.testing.assert_allclose(found, np.hstack(alone), rtol=1e-12)
+    ends = [stats.intervals(part)[0] for part in alone]
+    np.testing.assert_allclose(stats.intervals(found), ends, rtol=1e-12)
+    assert not np.allclose(ends[0], ends[3])
+
+
 def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = weights_of(37, 100)
     monkeypatch.setattr(stats, "_CHUNK_BYTES", 37 * 8 * 7)
