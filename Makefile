@@ -21,9 +21,10 @@ demo: .venv/.installed
 	$(ROVE) site build out/demo-bundle --output out/site
 	@echo "Open $(CURDIR)/out/site/index.html"
 
-# What CI runs: lint, types, import rules, tests; a file's tests share what is dear to make, so they stay together.
+# What CI runs: lint, types, import rules, tests; a file's tests share what is dear to make, so they stay together until
+# a process has nothing left to do.
 test: .venv/.installed check
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 check: .venv/.installed docs
 	$(BIN)/ruff check .

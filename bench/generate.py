@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import platform
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -63,7 +62,7 @@ from bench.shifted import (
     version_of,
     versions,
 )
-from bench.store import cache_folder, is_intact, locked, proof_of, sha256_of, write_atomic, write_with_proof
+from bench.store import Scratch, cache_folder, is_intact, locked, proof_of, sha256_of, write_atomic, write_with_proof
 from bench.types import ClusterSettings, Collection, Image
 from shifts.catalogue import Shift, find_missing, parse_shift
 from shifts.resources import find_missing_packages
@@ -230,8 +229,8 @@ def generate_again(
     settings = GenerateSettings(dataset, cells, data_dirs=data_dirs, seed=manifest.plan.seed)
     if len(_load(settings).images) > manifest.plan.n_images:
         settings = replace(settings, limit=manifest.plan.n_images)
-    with tempfile.TemporaryDirectory(prefix="rove-") as folder:
-        made = generate(settings, Path(folder, "again"), observer)
+    with Scratch("verify") as folder:
+        made = generate(settings, folder / "again", observer)
     differing = [part.config for part, then in zip(made.parts, manifest.parts, strict=True) if part != then]
     if differing:
         causes = describe_differences(manifest.plan, made.plan) or "nothing that the plan states"

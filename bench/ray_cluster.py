@@ -19,7 +19,6 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ from bench import torchvision_fix
 from bench.errors import InputError, RoveError, UsageError
 from bench.examples import claim_examples
 from bench.records import Cell, Probe
-from bench.store import write_atomic
+from bench.store import Scratch, write_atomic
 
 try:
     import ray
@@ -414,7 +413,7 @@ class _Replica:
         from bench.replica import Replica
 
         check_node(self._inputs)
-        self._examples = Path(self._ends.enter_context(tempfile.TemporaryDirectory(prefix="rove-examples-")))
+        self._examples = self._ends.enter_context(Scratch("examples"))
         self._replica = self._ends.enter_context(contextlib.closing(Replica(self._inputs, self._examples, self._share)))
         return self._replica.start()
 

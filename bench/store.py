@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import itertools
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import BinaryIO
 from bench.errors import InputError, RoveError, UsageError
 
 _log = logging.getLogger("rove")
+_SCRATCH = "rove-scratch-"
 
 
 def sha256_of(path: Path) -> str:
@@ -184,6 +187,65 @@ def new_folder(output: Path, marker: str, overwrite: bool) -> Iterator[Path]:
             output.rename(Path(folder) / "earlier")
         unfinished.rename(output)
         _flush_folder(output.parent)
+
+
+class Scratch:
+    """A temporary folder that goes when it is closed, or once nobody is left: whoever uses it holds a lock on it, and
+    a process that makes its first one removes those that no process holds any more, because theirs was killed.
+
+    Args:
+        purpose: a word for the folder's name.
+    """
+
+    def __init__(self, purpose: str) -> None:
+        _sweep(tempfile.gettempdir())
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{purpose}-"))
+            with contextlib.suppress(FileNotFoundError):  # swept before it was held
+                self._descriptor = hold(self.path)
+                return
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Removes it, and what is left in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._descriptor)
+
+
+def hold(folder: Path) -> int:
+    """A descriptor by which this process holds a scratch folder until it ends.
+
+    Raises:
+        FileNotFoundError: it was removed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # where nothing can be locked, nothing is ever swept either
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if not folder.exists():
+        os.close(descriptor)
+        raise FileNotFoundError(folder)
+    return descriptor
+
+
+@functools.cache
+def _sweep(temporary: str) -> None:
+    for folder in Path(temporary).glob(f"{_SCRATCH}*"):
+        with contextlib.suppress(OSError):
+            _remove_unheld(folder)
+
+
+def _remove_unheld(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -106,13 +106,13 @@ def register(app: typer.Typer) -> None:
 @contextmanager
 def _kept(output: Path | None) -> Iterator[Path]:
     """The output folder, or one that is taken away at the end."""
-    import tempfile
+    from bench.store import Scratch
 
     if output is not None:
         yield output
         return
-    with tempfile.TemporaryDirectory(prefix="rove-reproduce-") as folder:
-        yield Path(folder)
+    with Scratch("reproduce") as folder:
+        yield folder
 
 
 def _print(reproduction: Reproduction, bundle: Path, other: str, as_json: bool) -> None:

@@ -22,7 +22,9 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from bench.store import hold
 from bench.worker.memory import descendants_of, proportional_bytes_of, resident_bytes_of
 
 POLL_S = 1.0
@@ -143,7 +145,7 @@ def main() -> None:
     """Entry point: the lifeline comes by number."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--lifeline", type=int, required=True)
-    parser.add_argument("--scratch")
+    parser.add_argument("--scratch", type=Path)
     parser.add_argument("--memory", type=int)
     parser.add_argument("--address-space", action="store_true")
     parser.add_argument("command", nargs="+")
@@ -151,6 +153,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the harness says when it is over
     _adopt_orphans()
+    if told.scratch:
+        hold(told.scratch)
     with socket.socket(fileno=told.lifeline) as lifeline:
         address_bytes = told.memory + RESERVED_BYTES if told.address_space else None
         report = guard(lifeline, told.memory, address_bytes, told.command)

@@ -14,12 +14,10 @@ import logging
 import math
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -40,6 +38,7 @@ from bench.errors import (
     SubmissionTimeout,
     UsageError,
 )
+from bench.store import Scratch
 from bench.submission import Submission, resolve_args
 from bench.worker.guard import SWEEP_S
 from bench.worker.isolation import SOURCE, Isolation, Reach, choose_isolation, confine, homes_of_hubs
@@ -159,7 +158,7 @@ class Worker:
         self._submission, self._settings = submission, settings
         self.autograd_calls = self.detached_gradients = self._n_graphs = 0
         self._graph: _Graph | None = None
-        self._scratch = Path(tempfile.mkdtemp(prefix="rove-worker-"))
+        self._scratch = Scratch("worker")
         self._inbox, self._outbox = MemoryFile.create(), MemoryFile.create()
         (self._stream, theirs), (self._lifeline, guards) = socket.socketpair(), socket.socketpair()
         self._channel, self._reports = Channel(self._stream), Channel(self._lifeline)
@@ -333,7 +332,7 @@ class Worker:
             self._log.close()
             self._inbox.close()
             self._outbox.close()
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.close()
 
     def _start(self, theirs: socket.socket, guards: socket.socket, fetching: bool) -> subprocess.Popen[bytes]:
         settings = self._settings
@@ -341,9 +340,9 @@ class Worker:
         child = [sys.executable, "-P", "-m", "bench.worker.child"]
         for name, descriptor in descriptors.items():
             child += [f"--{name}", str(descriptor)]
-        reach = _reach(self._submission, self._scratch, settings.device, fetching)
+        reach = _reach(self._submission, self._scratch.path, settings.device, fetching)
         guard = [sys.executable, "-P", "-m", "bench.worker.guard", "--lifeline", str(guards.fileno())]
-        guard += ["--scratch", str(self._scratch)]
+        guard += ["--scratch", str(self._scratch.path)]
         if settings.isolation.level != "L0":
             guard += ["--memory", str(settings.memory_bytes or _machine_bytes())]
             guard += ["--address-space"] if settings.device == "cpu" else []
@@ -352,8 +351,8 @@ class Worker:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=self._scratch,
-            env=_environment(self._scratch, settings.offline, settings.isolation.confined, fetching),
+            cwd=self._scratch.path,
+            env=_environment(self._scratch.path, settings.offline, settings.isolation.confined, fetching),
             pass_fds=[guards.fileno(), *descriptors.values()],
             start_new_session=True,
         )

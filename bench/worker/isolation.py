@@ -19,13 +19,13 @@ import signal
 import site
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bench.errors import UsageError
+from bench.store import Scratch
 from bench.worker.sandbox import landlock_version
 
 Mode = Literal["auto", "none", "process", "strict"]
@@ -184,8 +184,8 @@ def _holds(level: Level) -> bool:
 
 def _probe(level: Level) -> bool | None:
     """Whether one process at that level is confined; None where it ended before it could tell."""
-    with tempfile.TemporaryDirectory(prefix="rove-probe-") as folder:
-        scratch, secret = Path(folder, "scratch"), Path(folder, "secret")
+    with Scratch("probe") as folder:
+        scratch, secret = folder / "scratch", folder / "secret"
         scratch.mkdir()
         secret.touch()
         told = scratch / "told"

@@ -143,6 +143,29 @@ def test_what_is_being_written_is_told_from_what_a_killed_process_left(tmp_path:
     assert not is_held(tmp_path / "nothing")
 
 
+def test_a_scratch_folder_outlives_nobody(tmp_path: Path) -> None:
+    make = "from bench.store import Scratch; scratch = Scratch('test'); (scratch.path / 'file').touch(); "
+    stay, leave = make + "print(scratch.path.name, flush=True); input()", make + "scratch.close()"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    (tmp_path / "scratch-of-somebody-else").mkdir()
+
+    def start(code: str) -> subprocess.Popen[str]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
+
+    with start(stay) as killed, start(stay) as alive:
+        left, held = killed.stdout.readline().strip(), alive.stdout.readline().strip()
+        killed.kill()
+        killed.wait()
+        assert names_in(tmp_path) == sorted([left, held, "scratch-of-somebody-else"])
+        with start(leave) as next_one:
+            next_one.communicate()
+        assert next_one.returncode == 0
+        assert names_in(tmp_path) == sorted([held, "scratch-of-somebody-else"])
+        assert names_in(tmp_path / held) == ["file"]
+        alive.communicate("\n")
+
+
 @settings(deadline=None)
 @given(parts=st.lists(st.binary(max_size=40), max_size=3), place=st.integers(0), bit=st.integers(0, 7))
 def test_a_seal_breaks_with_any_bit(parts: list[bytes], place: int, bit: int) -> None:

@@ -141,8 +141,8 @@ def survive(toys: Path, folder: Path, n_seeds: int, n_kills: int, seed: int = 0)
             # 5: a worker was killed in a cell, whose record says so; the next life tries it again.
             assert process.returncode in (-signal.SIGKILL, 5, 4), errors.decode()
             assert lives <= 2 * n_kills + 10
-        left = sum(1 for _ in scratch_of(cache).iterdir())
-        assert not left, f"{left} scratch folders of workers are left"
+        left = sorted(path.name for path in scratch_of(cache).iterdir())
+        assert not left, f"scratch folders are left: {left}"
         found = records_of(run)
         lost += len(expected.keys() - found.keys())
         different += sum(found[name] != expected[name] for name in expected.keys() & found.keys())
