@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -31,8 +32,8 @@ from bench.claims import (
 )
 from bench.errors import IncompleteError, InputError
 from bench.evidence import MAX_ROWS, Evidence, Variant, check_evidence, in_variant, pairs_within, read_evidence
-from bench.records import DONE, AttackReport, Cell, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
-from bench.scoring import find_flags, score_attack, score_evidence
+from bench.records import DONE, Cell, Data, Estimate, Record, RunManifest, Sha256, read_json, to_json
+from bench.scoring import CELLS_AT_ONCE, Metrics, find_flags, score_attack, score_cells
 from bench.store import check_proof, new_folder, sha256_of, write_atomic
 from bench.timing_records import TimingRecord, usual_folder
 from bench.types import Direction
@@ -344,9 +345,8 @@ def read_verified(folder: Path) -> Results:
         return validate_bundle(folder)
     results = read_results(folder)
     check_complete(results)
-    for record in results.records:
-        if record.status == "ok":
-            verify_record(results, record)
+    for _ in _verify(results, [record for record in results.records if record.status == "ok"]):
+        pass
     return results
 
 
@@ -356,20 +356,66 @@ def verify_record(results: Results, record: Record) -> Pairs:
     Raises:
         InputError: the record failed, or states something else than its evidence.
     """
+    return next(_verify(results, [record]))[1]
+
+
+class _Read(NamedTuple):
+    """A record, and its evidence, which some ranking may have left."""
+
+    record: Record
+    where: str
+    data: Data
+    variants: Variants
+    pairs: Pairs
+
+
+def _verify(results: Results, records: Iterable[Record]) -> Iterator[tuple[Record, Pairs]]:
+    """Every record with what its evidence counts as right, those of most images first; several are scored at once.
+
+    Raises:
+        InputError: see `verify_record`.
+    """
+    by_size = sorted(records, key=_n_images, reverse=True)
+    for n_images, alike in groupby(by_size, _n_images):
+        for batch in _batches(list(alike), CELLS_AT_ONCE):
+            read = [_read_evidence(results, record) for record in batch]
+            cells = [evidence for one in read for evidence in one.variants.values()]
+            metrics = iter(score_cells(cells, n_images))
+            for one in read:
+                _check_scores(results, one, {variant: next(metrics) for variant in one.variants})
+                yield one.record, one.pairs
+
+
+def _n_images(record: Record) -> int:
+    return record.data.n_images if record.data else 0
+
+
+def _batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
+    return (records[start : start + size] for start in range(0, len(records), size))
+
+
+def _read_evidence(results: Results, record: Record) -> _Read:
     where = f"{results.folder}: {record.cell.id}"
     data = check_record(where, results.manifest, record)
     variants = results.variants(record)
     pairs = [_find_pairs(where, part, data, name == "clean") for name, part in variants.items()]
     if any(not np.array_equal(part[kind], pairs[0][kind]) for part in pairs for kind in pairs[0]):
         raise InputError(f"{where} has other positives with the attack than without it.")
-    evidence = variants[""]
-    _check_metrics(where, score_evidence(evidence, data.n_images), record.metrics)
-    if find_flags(evidence) != record.flags:
-        raise InputError(f"{where} states the flags {record.flags}; its evidence gives {find_flags(evidence)}.")
-    if record.attack is not None:
-        check_report(where, results.manifest, record.cell, record.attack, data)
-        _verify_attack(where, variants, record.attack, data.n_images)
-    return pairs[0]
+    return _Read(record, where, data, variants, pairs[0])
+
+
+def _check_scores(results: Results, read: _Read, metrics: Mapping[Variant, Metrics]) -> None:
+    """Nothing, if the record states what its evidence gives: metrics, flags and, of an attacked cell, the report."""
+    record, where, data, variants, _ = read
+    _check_metrics(where, metrics[""], record.metrics)
+    if find_flags(variants[""]) != record.flags:
+        raise InputError(f"{where} states the flags {record.flags}; its evidence gives {find_flags(variants[''])}.")
+    report = record.attack
+    if report is not None:
+        check_report(where, results.manifest, record.cell, report, data)
+        _check_metrics(where, metrics["clean"], report.clean)
+        _check_metrics(where, score_attack(variants[""], variants["clean"], data.n_images), report.asr)
+        _check_metrics(where, metrics.get("unrounded", {}), report.unrounded)
 
 
 def _find_pairs(where: str, evidence: Mapping[Direction, Evidence], data: Data, is_clean: bool) -> Pairs:
@@ -404,24 +450,12 @@ def _verify_records(results: Results, records: Sequence[Record]) -> None:
         InputError: a record does not hold, or counts other pairs.
     """
     largest: dict[tuple[str, str], np.ndarray] = {}
-    for record in sorted(records, key=lambda record: -record.data.n_images if record.data else 0):
-        for kind, pairs in verify_record(results, record).items():
+    for record, found in _verify(results, records):
+        for kind, pairs in found.items():
             whole = largest.setdefault((record.cell.collection, kind), pairs)
-            n_images = record.data.n_images if record.data else 0
-            if not np.array_equal(pairs_within(whole, n_images, kind == "captions"), pairs):
+            if not np.array_equal(pairs_within(whole, _n_images(record), kind == "captions"), pairs):
                 where = f"{results.folder}: {record.cell.id}"
                 raise InputError(f"{where} counts other pairs as right than its collection's cells.")
-
-
-def _verify_attack(
-    where: str, variants: Mapping[Variant, Mapping[Direction, Evidence]], report: AttackReport, n_images: int
-) -> None:
-    """Recomputes what an attacked cell states beside its metrics."""
-    attacked, clean = variants[""], variants["clean"]
-    _check_metrics(where, score_evidence(clean, n_images), report.clean)
-    _check_metrics(where, score_attack(attacked, clean, n_images), report.asr)
-    unrounded = variants.get("unrounded")
-    _check_metrics(where, score_evidence(unrounded, n_images) if unrounded else {}, report.unrounded)
 
 
 def _check_metrics(where: str, computed: Mapping[Any, Scores], stated: Mapping[Any, Scores]) -> None:

@@ -21,7 +21,7 @@ from bench.bundle import Results, read_results
 from bench.errors import IncompleteError, InputError, UsageError
 from bench.metrics import relative_drop
 from bench.records import Count, Estimate, Line, Record, Strict, estimate
-from bench.scoring import CROSS_MODAL, mean_recall, recall_by_direction
+from bench.scoring import CELLS_AT_ONCE, CROSS_MODAL, Recalls, mean_recall, recall_by_direction
 from bench.stats import compare as compare_replicates
 from bench.stats import holm, interval
 from bench.types import Direction
@@ -147,17 +147,24 @@ class Scores:
         scored = (record for record in results.records if record.status == "ok")
         self.records = [record for record in scored if slugs is None or record.cell.slug in slugs]
         self._results, self._k = results, k
-        self._known: dict[tuple[str, tuple[Direction, ...]], tuple[float, np.ndarray]] = {}
+        self._known: dict[str, Recalls] = {}
 
     def of(self, record: Record, directions: tuple[Direction, ...] = ()) -> Replicated:
         """Mean R@1 over those of `directions` that the record has; over all that it has if none are named."""
-        key = (record.cell.slug, directions)
-        if key not in self._known:
-            n_images = record.data.n_images if record.data else 0
-            evidence = self._results.evidence(record)
-            asked = {name: part for name, part in evidence.items() if name in (directions or evidence)}
-            self._known[key] = mean_recall(asked, n_images, self._k)
-        return self._known[key]
+        found = self.by_direction(record)
+        return mean_recall({name: part for name, part in found.items() if name in (directions or found)})
+
+    def by_direction(self, record: Record) -> Recalls:
+        """R@1 of each direction; other cells of the same images are resampled with it."""
+        slug = record.cell.slug
+        if slug not in self._known:
+            alike = (one for one in self.records if _n_images(one) == _n_images(record))
+            unknown = [one for one in alike if one.cell.slug not in {slug, *self._known}]
+            batch = [record, *unknown[: CELLS_AT_ONCE - 1]]
+            evidence = [self._results.evidence(one) for one in batch]
+            found = recall_by_direction(evidence, _n_images(record), self._k)
+            self._known |= zip((one.cell.slug for one in batch), found, strict=True)
+        return self._known[slug]
 
     @cached_property
     def bases(self) -> set[str]:
@@ -282,15 +289,13 @@ def find_candidates(results: Results) -> Candidates | None:
         clean=as_estimate(scores.of(canvas)) if canvas else None,
         shifted=as_estimate(held.r1) if held else None,
         lost=as_estimate(held.lost) if held else None,
-        cells={record.cell.id: _candidates_of(record, results, k) for record in scores.records},
+        cells={record.cell.id: _cross_modal(scores.by_direction(record)) for record in scores.records},
     )
 
 
-def _candidates_of(record: Record, results: Results, k: int) -> dict[Direction, Estimate]:
-    """R@k of a cell by direction, those that have a second stage."""
-    parts = {name: part for name, part in results.evidence(record).items() if name in CROSS_MODAL}
-    found = recall_by_direction(parts, record.data.n_images if record.data else 0, k)
-    return {name: as_estimate(part) for name, part in found.items()}
+def _cross_modal(found: Recalls) -> dict[Direction, Estimate]:
+    """Of those directions that have a second stage."""
+    return {name: as_estimate(part) for name, part in found.items() if name in CROSS_MODAL}
 
 
 @dataclass(frozen=True)
@@ -393,6 +398,10 @@ def _differences(
         )
         for (name, (ours, theirs)), paired, p in zip(pairs.items(), found, adjusted, strict=True)
     ]
+
+
+def _n_images(record: Record) -> int:
+    return record.data.n_images if record.data else 0
 
 
 def is_shifted(record: Record) -> bool:

@@ -23,6 +23,7 @@ from bench.run import RunResult
 from bench.scoring import find_flags, score_evidence
 from bench.store import sha256_of
 from bench.suites import Suite
+from bench.summary import Scores, as_estimate
 from bench.timing_records import TimingRecord
 from bench.types import Direction
 
@@ -35,6 +36,15 @@ def bundle(finished_run: RunResult, tmp_path: Path) -> Path:
 def test_an_honest_bundle_is_valid(bundle: Path, suite: Suite) -> None:
     results = validate_bundle(bundle)
     assert {record.cell for record in results.records} == set(suite.cells)
+
+
+def test_cells_that_are_resampled_together_have_the_intervals_that_each_has_alone(bundle: Path) -> None:
+    results = read_results(bundle)
+    scores = Scores(results)
+    for record in scores.records:
+        for direction, part in scores.by_direction(record).items():
+            found, expected = as_estimate(part).model_dump(), record.metrics[direction]["hit@1"].model_dump()
+            assert found == pytest.approx(expected, rel=1e-12), record.cell.id
 
 
 def test_an_incomplete_run_makes_no_bundle(finished_run: RunResult, suite: Suite, tmp_path: Path) -> None:

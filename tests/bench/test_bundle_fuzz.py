@@ -150,7 +150,7 @@ def few_resamples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         defaults = tuple(200 if value == N_RESAMPLES else value for value in bootstrap.__defaults__)
         patch.setattr(bootstrap, "__defaults__", defaults)
-        for name in ("score_evidence", "score_attack"):
+        for name in ("score_cells", "score_attack"):
             patch.setattr(bench.bundle, name, remembering(getattr(bench.bundle, name)))
         yield
 

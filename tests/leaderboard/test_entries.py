@@ -73,8 +73,9 @@ def test_mce_is_the_mean_over_shifts_of_ratios_of_sums(bundle: Path) -> None:
     results = validate_bundle(bundle)
     reference = read_reference(bundle)
     for record in reference.scores.records:  # a reference that makes half of the errors in every cell
-        value, replicates = reference.scores.of(record)
-        reference.scores._known[(record.cell.slug, ())] = (0.5 + value / 2, 0.5 + replicates / 2)
+        found = reference.scores.by_direction(record).items()
+        halved = {direction: (0.5 + value / 2, 0.5 + replicates / 2) for direction, (value, replicates) in found}
+        reference.scores._known[record.cell.slug] = halved
     entry = summarise_bundle(results, "0" * 64, reference).entry
     assert entry.mce is not None
     assert entry.mce.value == pytest.approx(2)
