@@ -13,13 +13,25 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from bench.aim import Aim
 from bench.bundle import Results
 from bench.crafting import Crafter, Plan, Sides, candidate_source, make_aim, make_goal
 from bench.embed import Embedded, Embedder
 from bench.errors import InputError, RoveError
 from bench.evaluate import Distractors, StandIns, rank, to_unit
 from bench.evidence import Evidence, Variant, in_variant, pack_evidence
-from bench.examples import EXAMPLES, Examples, folder_name, join, name_examination, read_examples, role_of
+from bench.examples import (
+    EXAMPLES,
+    N_EXAMINED,
+    Examples,
+    find_report,
+    folder_name,
+    join,
+    n_attacked,
+    name_examination,
+    read_examples,
+    role_of,
+)
 from bench.feed import Prepare
 from bench.records import (
     AttackReport,
@@ -34,7 +46,7 @@ from bench.records import (
 from bench.reliability import NOISE, Examination, examine, examine_texts
 from bench.retrieval.rerank import PairScores, SecondStage
 from bench.scoring import Metrics, find_flags, score_attack, score_evidence
-from bench.second import Aim, NotApplicable, Readings, find_objective, in_both_directions, score_stand_ins
+from bench.second import NotApplicable, Readings, find_objective, in_both_directions, score_stand_ins
 from bench.shifted import prepare_clean
 from bench.store import read_sealed, seal, write_atomic
 from bench.types import Collection, Direction, Image
@@ -43,7 +55,6 @@ from shifts.attacks.catalogue import STEPS, Attack, find_attack, parse_attack
 from shifts.resources import find_missing_packages
 from shifts.seeding import sample_rng
 
-N_EXAMINED = 24
 _LETTERS = "abcdefghijklmnopqrstuvwxyz "
 _EXAMINED_BY = {True: ("pgd", 4, STEPS), False: ("square", 8, 2)}  # by whether there is a gradient
 Progress = Callable[[int], None]
@@ -405,12 +416,6 @@ class AttackScorer:
         return examine(self._crafter.victim, images, goal, craft, (name, eps), rng, steps)
 
 
-def n_attacked(cell: Cell, collection: Collection) -> int:
-    """How many items the cell's attack works on, one after the other."""
-    is_text = parse_attack(cell.shift)[0].modality == "text"
-    return len(collection.captions) if is_text else len(collection.images)
-
-
 def verify_budget(plan: Plan, collection: Collection, crops: Examples | None, examples: Examples) -> tuple[int, int]:
     """The largest change of a pixel and the most edits of a caption, among the items that are scored.
 
@@ -489,16 +494,3 @@ def _read(folder: Path, collection: Collection, slug: str) -> Examples:
     """Examples that another run left."""
     batches = read_examples(folder / EXAMPLES / folder_name(collection.name, len(collection.images), slug))
     return join(batches, [image.id for image in collection.images], collection.captions)
-
-
-def find_report(source: Results, cell: Cell) -> AttackReport:
-    """What another run tells of the attack of a cell.
-
-    Raises:
-        InputError: it has not finished that cell.
-    """
-    own = cell.model_copy(update={"victim": ""})
-    found = next((record.attack for record in source.records if record.cell == own), None)
-    if found is None:
-        raise InputError(f"{source.folder} has no finished cell {own.id}; run it there first.")
-    return found

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.attack import find_report, n_attacked
 from bench.bundle import Results, read_results
 from bench.data.registry import load_collection
 from bench.errors import InputError
-from bench.examples import name_examination, name_examples
+from bench.examples import find_report, n_attacked, name_examination, name_examples
 from bench.records import CLEAN, Cell, Record, digest_of
 from bench.shifted import Change, source_digest
 from bench.submission import Submission

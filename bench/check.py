@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.attack import N_EXAMINED
 from bench.cells import RunSettings
 from bench.data.scenes import load_scenes
-from bench.embed import checked_vectors
+from bench.embed import MIN_COSINE, checked_vectors
 from bench.errors import ProtocolError, SubmissionError
+from bench.examples import N_EXAMINED
 from bench.probing import compare_scores, score_again
 from bench.records import CLEAN, Cell
-from bench.reliability import MIN_COSINE
 from bench.run import choose_rerank_k
 from bench.stats import detectable_difference
 from bench.submission import Submission

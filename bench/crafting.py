@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from bench.aim import Aim, choose_pairs
 from bench.examples import NO_IMAGES, Batch, Examples, Role, folder_name, join, make_examples, slug_of
 from bench.records import Objective, digest_of
-from bench.second import Aim, Readings, choose_pairs
+from bench.second import Readings
 from bench.shifted import Canvases, source_digest
 from bench.submission import Submission
 from bench.types import Collection, Stage

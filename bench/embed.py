@@ -38,6 +38,9 @@ Share = Callable[[str, Callable[[], "Embedded"]], "Embedded"]
 Tower = Literal["images", "tokens"]
 Role = Literal["images", "texts"]
 Item = TypeVar("Item")
+MIN_COSINE = 0.999
+"""Between two ways to the same vector: another batch, or `embed_pixels`; the bound that submissions are told."""
+
 _CACHE_VERSION = 4
 _RECENT = 4
 _log = logging.getLogger("rove")

@@ -18,12 +18,16 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float, Int, UInt8
 
+from bench.bundle import Results
 from bench.errors import InputError, RoveError
 from bench.feed import pixels_digest
-from bench.records import Cell, digest_of
+from bench.records import AttackReport, Cell, digest_of
 from bench.store import seal, set_aside, sha256_of, unseal, write_atomic
+from bench.types import Collection
+from shifts.attacks.catalogue import parse_attack
 
 EXAMPLES = "examples"
+N_EXAMINED = 24
 Role = Literal["query", "gallery", "distractor", "both"]
 NO_IMAGES = np.empty((0, 0, 0, 3), np.uint8)
 NO_CAPTIONS = np.empty(0, np.int64)
@@ -249,3 +253,22 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array)
     return buffer.getvalue()
+
+
+def n_attacked(cell: Cell, collection: Collection) -> int:
+    """How many items the cell's attack works on, one after the other."""
+    is_text = parse_attack(cell.shift)[0].modality == "text"
+    return len(collection.captions) if is_text else len(collection.images)
+
+
+def find_report(source: Results, cell: Cell) -> AttackReport:
+    """What another run tells of the attack of a cell.
+
+    Raises:
+        InputError: it has not finished that cell.
+    """
+    own = cell.model_copy(update={"victim": ""})
+    found = next((record.attack for record in source.records if record.cell == own), None)
+    if found is None:
+        raise InputError(f"{source.folder} has no finished cell {own.id}; run it there first.")
+    return found

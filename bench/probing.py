@@ -18,12 +18,11 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Bool, Float, Int, UInt8
 
-from bench.embed import checked_vectors
+from bench.embed import MIN_COSINE, checked_vectors
 from bench.errors import ProtocolError, SubmissionError
 from bench.evaluate import digest_vectors, to_unit
 from bench.feed import Prepare
 from bench.records import PROBES, Probe, ProbeName, without_control
-from bench.reliability import MIN_COSINE
 from bench.second import Readings
 from bench.submission import Submission
 from bench.types import Collection

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from bench.embed import MIN_COSINE
 from bench.metrics import asr_hits
 from bench.records import Check
 from shifts.attacks.budget import to_pixels
@@ -55,9 +56,6 @@ Z = 2.5
 MAX_REPEAT_DISTANCE = 1e-3
 """Between unit vectors of the same batch, computed twice: float32 on a GPU differs by 1e-6, one level of noise makes
 1e-2 to 1e-1, and a defence needs noise that drowns several levels."""
-
-MIN_COSINE = 0.999
-"""Between two ways to the same vector: another batch, or `embed_pixels`; the bound that submissions are told."""
 
 MAX_DEAD_SHARE = 0.1
 """Of images without any gradient. Honest models have none: a softmax at this temperature does not underflow."""

@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bench.attack import AttackScorer
 from bench.cells import CellInputs, change_of, is_reranked
-from bench.crafting import Crafter
 from bench.embed import Embedded, Embedder, Progress, Share
 from bench.errors import MissingError, SubmissionError
 from bench.evaluate import Distractors, digest_vectors, evaluate
@@ -28,6 +26,10 @@ from bench.shifted import Canvases, Change, Rewording, prepare_clean, prepare_sh
 from bench.store import cache_folder
 from bench.types import Collection
 from bench.worker.host import Loaded
+
+if TYPE_CHECKING:  # they take torch, which a run without attacks does without
+    from bench.attack import AttackScorer
+    from bench.crafting import Crafter
 
 
 class Score(NamedTuple):
@@ -77,7 +79,7 @@ class Replica:
         self._cache = settings.cache or cache_folder()
         made_by = submission, settings.worker
         self._embedder = Embedder(*made_by, self._cache, settings.batch_size, inputs.surroundings, share)
-        self._crafter = Crafter(*made_by, settings.batch_size, examples, inputs.surroundings)
+        self._crafter: Crafter | None = None
         self._canvases = Canvases()
         self._progress: Progress = _ignore
 
@@ -92,7 +94,8 @@ class Replica:
     def close(self) -> None:
         """Ends the submission's processes; the next cell starts them afresh."""
         self._embedder.close()
-        self._crafter.close()
+        if self._crafter:
+            self._crafter.close()
 
     def score_cell(self, cell: Cell, progress: Progress) -> Score:
         """The cell's record and evidence; what the submission does wrong becomes the record's status.
@@ -143,8 +146,15 @@ class Replica:
 
     @cached_property
     def _scorer(self) -> AttackScorer:
-        label = self.inputs.submission.label
-        return AttackScorer(self._embedder, self._crafter, label, self._examples, self.inputs.source, self.rerank_k)
+        from bench.attack import AttackScorer
+        from bench.crafting import Crafter
+
+        submission, settings = self.inputs.submission, self._settings
+        batches = settings.batch_size, self._examples, self.inputs.surroundings
+        self._crafter = crafter = Crafter(submission, settings.worker, *batches)
+        return AttackScorer(
+            self._embedder, crafter, submission.label, self._examples, self.inputs.source, self.rerank_k
+        )
 
     def _score(self, cell: Cell, blank: Record, collection: Collection, source: str) -> tuple[Record, bytes]:
         sides = self._embed(cell, change_of(cell), collection)

@@ -178,7 +178,7 @@ def test_an_interrupted_run_is_finished_by_the_other_executor(
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(on_ray, **pipes, text=True, preexec_fn=heed)
     while process.poll() is None and len(list((tmp_path / "run" / "cells").glob("*.json"))) < 2:
-        os.sched_yield()
+        time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     output, told = process.communicate()
     assert process.returncode == 130, told
@@ -376,4 +376,4 @@ def assert_no_replica_is_left() -> None:
     deadline = time.monotonic() + 20
     while find_replicas():
         assert time.monotonic() < deadline
-        os.sched_yield()
+        time.sleep(0.005)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -129,11 +130,21 @@ def test_a_killed_run_goes_on_to_the_same_records(
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     cells = tmp_path / "run" / "cells"
     while process.poll() is None and len(list(cells.glob("*.json"))) < cells_before_kill:
-        os.sched_yield()
+        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run(command, check=True, capture_output=True)
     assert records_but_timing(tmp_path / "run") == records_but_timing(finished_run.folder)
+
+
+def test_a_run_without_attacks_loads_no_torch(toys: Path, suite_file: Path, tmp_path: Path) -> None:
+    cells = suite_file.read_text().split("[[cells]]")
+    suite = tmp_path / "suite.toml"
+    suite.write_text("[[cells]]".join(cell for cell in cells if "gallery_danger" not in cell))  # spaCy loads it
+    run = ["run", str(toys / "colours"), "--suite", str(suite), "--limit", "6", "--output", str(tmp_path / "run")]
+    code = "import sys\nfrom bench.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code, *run], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [str(tmp_path / "run"), "False"]
 
 
 def test_damage_is_set_aside_and_repaired(

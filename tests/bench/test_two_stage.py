@@ -14,6 +14,7 @@ import pytest
 import torch
 from observers import Silent
 
+from bench.aim import Aim, choose_pairs
 from bench.bundle import Results, read_results, verify_record
 from bench.data.registry import load_collection
 from bench.errors import UsageError
@@ -21,7 +22,7 @@ from bench.evidence import Evidence
 from bench.examples import Examples, join, read_examples
 from bench.records import Cell, Record
 from bench.run import RunResult, RunSettings, run_suite, transfer_suite
-from bench.second import Aim, NotApplicable, Readings, choose_pairs, find_objective
+from bench.second import NotApplicable, Readings, find_objective
 from bench.shifted import Change, prepare_clean, prepare_shifted, reword
 from bench.submission import Submission, find_submission
 from bench.suites import Suite
