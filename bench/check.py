@@ -45,9 +45,15 @@ class Step:
 
 @dataclass
 class Report:
-    """What a check found; a step after the first failed one may be missing."""
+    """What a check found; a step after the first failed one may be missing.
+
+    Args:
+        weights_sha256: of the weights that were loaded, the same each time; "" where none were found.
+        suite_seconds: what a run takes on this machine, by suite.
+    """
 
     steps: list[Step] = field(default_factory=list)
+    weights_sha256: str = ""
     suite_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -86,8 +92,10 @@ def check_submission(submission: Submission, settings: WorkerSettings, batch_siz
     """Loads the submission in a worker of its own and looks at shapes, odd inputs, order, gradient and speed."""
     report = Report()
     with _step(report, "load"), Worker(submission, settings) as worker:
-        count = worker.loaded.parameters
-        report.steps.append(Step("load", True, f"{worker.loaded.load_s:.1f} s, {_counted(count)}"))
+        loaded = worker.loaded
+        report.weights_sha256 = loaded.weights_sha256
+        which = f", weights {loaded.weights_sha256[:12]}" if loaded.weights_sha256 else ""
+        report.steps.append(Step("load", True, f"{loaded.load_s:.1f} s, {_counted(loaded.parameters)}{which}"))
         images, texts = _samples()
         _check_tower(report, "images", worker.encode_images, images, _odd_images())
         if report.passed:

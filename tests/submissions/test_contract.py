@@ -59,14 +59,9 @@ def test_contract(name: str, loadable: dict[str, Submission]) -> None:
     report = check_submission(loadable[name], WorkerSettings(offline=True), batch_size=8)
     assert report.passed, [step for step in report.steps if not step.passed]
     assert {"pixels", "gradient"} <= {step.name for step in report.steps}
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_loading_twice_gives_the_same_weights(name: str, loadable: dict[str, Submission]) -> None:
-    settings = WorkerSettings(offline=True)
-    with Worker(loadable[name], settings) as first, Worker(loadable[name], settings) as second:
-        assert first.loaded.weights_sha256 == second.loaded.weights_sha256
-        assert (first.loaded.parameters or 0) > 1_000_000
+    with Worker(loadable[name], WorkerSettings(offline=True)) as again:
+        assert again.loaded.weights_sha256 == report.weights_sha256 != ""
+        assert (again.loaded.parameters or 0) > 1_000_000
 
 
 CHEAP = {"batch": "4", "steps": "1", "rho": "2"}
