@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -375,8 +376,8 @@ def _verify(results: Results, records: Iterable[Record]) -> Iterator[tuple[Recor
     Raises:
         InputError: see `verify_record`.
     """
-    by_size = sorted(records, key=_n_images, reverse=True)
-    for n_images, alike in groupby(by_size, _n_images):
+    n_images_of = attrgetter("n_images")
+    for n_images, alike in groupby(sorted(records, key=n_images_of, reverse=True), n_images_of):
         for batch in _batches(list(alike), CELLS_AT_ONCE):
             read = [_read_evidence(results, record) for record in batch]
             cells = [evidence for one in read for evidence in one.variants.values()]
@@ -384,10 +385,6 @@ def _verify(results: Results, records: Iterable[Record]) -> Iterator[tuple[Recor
             for one in read:
                 _check_scores(results, one, {variant: next(metrics) for variant in one.variants})
                 yield one.record, one.pairs
-
-
-def _n_images(record: Record) -> int:
-    return record.data.n_images if record.data else 0
 
 
 def _batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
@@ -453,7 +450,7 @@ def _verify_records(results: Results, records: Sequence[Record]) -> None:
     for record, found in _verify(results, records):
         for kind, pairs in found.items():
             whole = largest.setdefault((record.cell.collection, kind), pairs)
-            if not np.array_equal(pairs_within(whole, _n_images(record), kind == "captions"), pairs):
+            if not np.array_equal(pairs_within(whole, record.n_images, kind == "captions"), pairs):
                 where = f"{results.folder}: {record.cell.id}"
                 raise InputError(f"{where} counts other pairs as right than its collection's cells.")
 

@@ -316,6 +316,11 @@ class Record(Strict):
     evidence_sha256: Sha256 | None = None
     timing: Timing = Timing()
 
+    @property
+    def n_images(self) -> int:
+        """How many images the cell was scored on; 0 of one that was not."""
+        return self.data.n_images if self.data else 0
+
 
 class Environment(Strict):
     """The machine and the software that produced a run."""

@@ -158,11 +158,11 @@ class Scores:
         """R@1 of each direction; other cells of the same images are resampled with it."""
         slug = record.cell.slug
         if slug not in self._known:
-            alike = (one for one in self.records if _n_images(one) == _n_images(record))
+            alike = (one for one in self.records if one.n_images == record.n_images)
             unknown = [one for one in alike if one.cell.slug not in {slug, *self._known}]
             batch = [record, *unknown[: CELLS_AT_ONCE - 1]]
             evidence = [self._results.evidence(one) for one in batch]
-            found = recall_by_direction(evidence, _n_images(record), self._k)
+            found = recall_by_direction(evidence, record.n_images, self._k)
             self._known |= zip((one.cell.slug for one in batch), found, strict=True)
         return self._known[slug]
 
@@ -398,10 +398,6 @@ def _differences(
         )
         for (name, (ours, theirs)), paired, p in zip(pairs.items(), found, adjusted, strict=True)
     ]
-
-
-def _n_images(record: Record) -> int:
-    return record.data.n_images if record.data else 0
 
 
 def is_shifted(record: Record) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -42,6 +43,16 @@ SMALL_CELLS = (
     ("scenes-night/test", "clean_canvas", "", 'baseline = "scenes/test"'),
     ("scenes-objects/test", "clean_canvas", "", 'directions = ["i2t", "i2i"]'),
 )
+
+
+def pytest_collection() -> None:
+    """Modules and tests are millions of objects and no garbage: nobody looks for any among them, now or later."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from bench.cli import app, main
+from bench.retrieval import latency
 from bench.run import RunResult
 
 
@@ -220,8 +221,11 @@ def test_score_and_compare(finished_run: RunResult) -> None:
         assert row["equivalent"]
 
 
-def test_timings_are_bundled_and_shown(toys: Path, suite_file: Path, tmp_path: Path) -> None:
+def test_timings_are_bundled_and_shown(
+    toys: Path, suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("faiss")
+    monkeypatch.setattr(latency, "WARM_UP_S", 0)
     run = rove("run", toys / "colours", "--suite", suite_file, "--output", tmp_path / "runs" / "colours" / "small")
     timings = tmp_path / "runs" / "colours" / "timings"
     options = ("--limit", "24", "--calls", "30", "--batch-size", "2", "--threads", "1", "--output", timings)
