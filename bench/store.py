@@ -195,6 +195,10 @@ class Scratch:
 
     Args:
         purpose: a word for the folder's name.
+
+    Attributes:
+        path: of the folder.
+        descriptor: what holds it; a process that inherits it holds the folder too.
     """
 
     def __init__(self, purpose: str) -> None:
@@ -202,8 +206,12 @@ class Scratch:
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=f"{_SCRATCH}{purpose}-"))
             with contextlib.suppress(FileNotFoundError):  # swept before it was held
-                self._descriptor = hold(self.path)
-                return
+                self.descriptor = os.open(self.path, os.O_RDONLY)
+                with contextlib.suppress(OSError):  # where nothing can be locked, nothing is ever swept either
+                    fcntl.flock(self.descriptor, fcntl.LOCK_SH)
+                if self.path.exists():
+                    return
+                os.close(self.descriptor)
 
     def __enter__(self) -> Path:
         return self.path
@@ -214,22 +222,7 @@ class Scratch:
     def close(self) -> None:
         """Removes it, and what is left in it."""
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._descriptor)
-
-
-def hold(folder: Path) -> int:
-    """A descriptor by which this process holds a scratch folder until it ends.
-
-    Raises:
-        FileNotFoundError: it was removed.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # where nothing can be locked, nothing is ever swept either
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    if not folder.exists():
-        os.close(descriptor)
-        raise FileNotFoundError(folder)
-    return descriptor
+        os.close(self.descriptor)
 
 
 @functools.cache

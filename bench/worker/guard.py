@@ -1,10 +1,10 @@
 """The process between the harness and a submission: it starts the submission, watches it, and leaves nothing of it.
 
-`python -m bench.worker.guard --lifeline FD [--scratch FOLDER] [--memory BYTES [--address-space]] -- COMMAND` runs the
-command in a session of its own and ends it with everything that it started, orphans too, when it ends by itself, when
-it takes too much memory, or when the harness closes the lifeline or dies. Then it takes the scratch folder away and
-reports over the lifeline, which the submission does not hold, so that no exit status can pass for another. Only the
-standard library is imported.
+`python -m bench.worker.guard --lifeline FD [--scratch FOLDER --held FD] [--memory BYTES [--address-space]] -- COMMAND`
+runs the command in a session of its own and ends it with everything that it started, orphans too, when it ends by
+itself, when it takes too much memory, or when the harness closes the lifeline or dies. Then it takes the scratch folder
+away, which it holds by a descriptor, and reports over the lifeline. The submission has neither descriptor, so that no
+exit status can pass for another. Only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench.store import hold
 from bench.worker.memory import descendants_of, proportional_bytes_of, resident_bytes_of
 
 POLL_S = 1.0
@@ -145,7 +143,8 @@ def main() -> None:
     """Entry point: the lifeline comes by number."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--lifeline", type=int, required=True)
-    parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--scratch")
+    parser.add_argument("--held", type=int)
     parser.add_argument("--memory", type=int)
     parser.add_argument("--address-space", action="store_true")
     parser.add_argument("command", nargs="+")
@@ -153,8 +152,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the harness says when it is over
     _adopt_orphans()
-    if told.scratch:
-        hold(told.scratch)
+    if told.held is not None:
+        os.set_inheritable(told.held, False)
     with socket.socket(fileno=told.lifeline) as lifeline:
         address_bytes = told.memory + RESERVED_BYTES if told.address_space else None
         report = guard(lifeline, told.memory, address_bytes, told.command)

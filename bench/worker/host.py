@@ -342,7 +342,7 @@ class Worker:
             child += [f"--{name}", str(descriptor)]
         reach = _reach(self._submission, self._scratch.path, settings.device, fetching)
         guard = [sys.executable, "-P", "-m", "bench.worker.guard", "--lifeline", str(guards.fileno())]
-        guard += ["--scratch", str(self._scratch.path)]
+        guard += ["--scratch", str(self._scratch.path), "--held", str(self._scratch.descriptor)]
         if settings.isolation.level != "L0":
             guard += ["--memory", str(settings.memory_bytes or _machine_bytes())]
             guard += ["--address-space"] if settings.device == "cpu" else []
@@ -353,7 +353,7 @@ class Worker:
             stderr=subprocess.STDOUT,
             cwd=self._scratch.path,
             env=_environment(self._scratch.path, settings.offline, settings.isolation.confined, fetching),
-            pass_fds=[guards.fileno(), *descriptors.values()],
+            pass_fds=[guards.fileno(), self._scratch.descriptor, *descriptors.values()],
             start_new_session=True,
         )
 

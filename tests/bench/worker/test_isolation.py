@@ -272,6 +272,11 @@ def test_a_hint_tells_what_confinement_takes_away(confined: Level, tmp_path: Pat
         worker.encode_texts([""])
 
 
+def test_a_submission_has_no_descriptor_of_its_scratch_folder(tmp_path: Path) -> None:
+    code = "return any(os.path.isdir(f'/proc/self/fd/{number}') for number in os.listdir('/proc/self/fd'))"
+    assert not attempt(tmp_path / "plugin", code, "L1")
+
+
 def test_modes_choose_levels() -> None:
     assert [str(choose_isolation(mode)) for mode in ("none", "process")] == ["L0", "L1"]
     best = best_level()
