@@ -29,10 +29,10 @@ from bench.examples import (
     join,
     n_attacked,
     name_examination,
+    pixels_of,
     read_examples,
     role_of,
 )
-from bench.feed import Prepare
 from bench.records import (
     AttackReport,
     Cell,
@@ -47,9 +47,8 @@ from bench.reliability import NOISE, Examination, examine, examine_texts
 from bench.retrieval.rerank import PairScores, SecondStage
 from bench.scoring import Metrics, find_flags, score_attack, score_evidence
 from bench.second import NotApplicable, Readings, find_objective, in_both_directions, score_stand_ins
-from bench.shifted import prepare_clean
 from bench.store import read_sealed, seal, write_atomic
-from bench.types import Collection, Direction, Image
+from bench.types import Collection, Direction
 from shifts.attacks.budget import count_edits, largest_change
 from shifts.attacks.catalogue import STEPS, Attack, find_attack, parse_attack
 from shifts.resources import find_missing_packages
@@ -438,12 +437,6 @@ def verify_budget(plan: Plan, collection: Collection, crops: Examples | None, ex
             f"expected at most {allowed_levels} and {allowed_edits}. Please report this."
         )
     return largest, most
-
-
-def pixels_of(collection: Collection, examples: Examples | None) -> tuple[Sequence[Image], Prepare, object]:
-    """The examples' images, or the collection's on the canvas; how each is made ready, and what says so."""
-    images = collection.images if examples is None else examples.images
-    return images, prepare_clean(canvas=examples is None), [examples is None, []]
 
 
 def _losses(aim: Aim, attack: Attack, items: _Items) -> tuple[float, float]:

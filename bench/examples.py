@@ -20,10 +20,11 @@ from jaxtyping import Float, Int, UInt8
 
 from bench.bundle import Results
 from bench.errors import InputError, RoveError
-from bench.feed import pixels_digest
+from bench.feed import Prepare, pixels_digest
 from bench.records import AttackReport, Cell, digest_of
+from bench.shifted import prepare_clean
 from bench.store import seal, set_aside, sha256_of, unseal, write_atomic
-from bench.types import Collection
+from bench.types import Collection, Image
 from shifts.attacks.catalogue import parse_attack
 
 EXAMPLES = "examples"
@@ -272,3 +273,9 @@ def find_report(source: Results, cell: Cell) -> AttackReport:
     if found is None:
         raise InputError(f"{source.folder} has no finished cell {own.id}; run it there first.")
     return found
+
+
+def pixels_of(collection: Collection, examples: Examples | None) -> tuple[Sequence[Image], Prepare, object]:
+    """The examples' images, or the collection's on the canvas; how each is made ready, and what says so."""
+    images = collection.images if examples is None else examples.images
+    return images, prepare_clean(canvas=examples is None), [examples is None, []]

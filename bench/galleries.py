@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int
 
-from bench.attack import pixels_of
 from bench.embed import Embedder
 from bench.evaluate import to_unit
+from bench.examples import pixels_of
 from bench.records import digest_of, estimate
 from bench.retrieval.costs import reset_peak
 from bench.retrieval.gallery import ExactBest, PaddedGallery, hardness

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bench.attack import pixels_of, verify_budget
+from bench.attack import verify_budget
 from bench.crafting import Crafter, Plan, Sides, make_aim
 from bench.data.registry import load_collection
 from bench.embed import Embedder
 from bench.errors import UsageError
 from bench.evaluate import to_unit
-from bench.examples import EXAMPLES, Examples, Role
+from bench.examples import EXAMPLES, Examples, Role, pixels_of
 from bench.generate import SHARD_IMAGES, GenerateObserver, captions_by_image, check_free, fill, plan_of, to_png
 from bench.generated import GeneratedManifest, Part, config_name
 from bench.generated import Plan as Inputs
