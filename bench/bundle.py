@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -378,17 +378,12 @@ def _verify(results: Results, records: Iterable[Record]) -> Iterator[tuple[Recor
     """
     n_images_of = attrgetter("n_images")
     for n_images, alike in groupby(sorted(records, key=n_images_of, reverse=True), n_images_of):
-        for batch in _batches(list(alike), CELLS_AT_ONCE):
-            read = [_read_evidence(results, record) for record in batch]
+        while read := [_read_evidence(results, record) for record in islice(alike, CELLS_AT_ONCE)]:
             cells = [evidence for one in read for evidence in one.variants.values()]
             metrics = iter(score_cells(cells, n_images))
             for one in read:
                 _check_scores(results, one, {variant: next(metrics) for variant in one.variants})
                 yield one.record, one.pairs
-
-
-def _batches(records: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
-    return (records[start : start + size] for start in range(0, len(records), size))
 
 
 def _read_evidence(results: Results, record: Record) -> _Read:

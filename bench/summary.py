@@ -10,6 +10,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -158,9 +159,9 @@ class Scores:
         """R@1 of each direction; other cells of the same images are resampled with it."""
         slug = record.cell.slug
         if slug not in self._known:
-            alike = (one for one in self.records if one.n_images == record.n_images)
-            unknown = [one for one in alike if one.cell.slug not in {slug, *self._known}]
-            batch = [record, *unknown[: CELLS_AT_ONCE - 1]]
+            alike = (one for one in self.records if one.n_images == record.n_images and one is not record)
+            unknown = (one for one in alike if one.cell.slug not in self._known)
+            batch = [record, *islice(unknown, CELLS_AT_ONCE - 1)]
             evidence = [self._results.evidence(one) for one in batch]
             found = recall_by_direction(evidence, record.n_images, self._k)
             self._known |= zip((one.cell.slug for one in batch), found, strict=True)
